@@ -1,0 +1,108 @@
+"""Evaluation and comparison: attacked queries by hand, leaks told, results written."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mdprop.attacks import FeatureAttack
+from mdprop.data import glyphs
+from mdprop.model import Embedder, embed
+from mdprop.norm import convert_multi_norm, use_domain
+from mdprop.robustness import attacked_recall, compare, embed_attacked, evaluate
+from mdprop.runs import RunError
+from mdprop.train import fit
+
+
+@pytest.fixture(scope="module")
+def sets():
+    return glyphs(classes=60, per_class=6, size=24).split_classes()
+
+
+@pytest.fixture(scope="module")
+def runs(sets, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    settings = dict(epochs=2, width=4, dim=8, batch_size=24, per_class=3, progress=False)
+    return [fit(sets[0], recipe, folder / recipe, **settings) for recipe in ("plain", "mdprop")]
+
+
+def test_attacked_recall_is_its_definition():
+    g = torch.Generator().manual_seed(0)
+    z = F.normalize(torch.randn(50, 3, generator=g, dtype=torch.float64)).float()
+    queries, labels = F.normalize(z + 0.3 * torch.randn(50, 3, generator=g)), torch.randint(0, 12, (50,), generator=g)
+    labels[0] = 99  # alone in its class
+    hits = []
+    for i in range(50):
+        others = [j for j in range(50) if j != i]
+        if any(labels[j] == labels[i] for j in others):
+            best = max(others, key=lambda j: float(queries[i] @ z[j]))
+            hits.append(float(labels[best] == labels[i]))
+    assert attacked_recall(queries, z, labels) == pytest.approx(np.mean(hits))
+
+
+def test_the_order_and_the_batches_do_not_mix_up_the_rows(sets):
+    torch.manual_seed(0)
+    model, test = Embedder("resnet10", dim=8, image_shape=sets[1].shape, width=4), sets[1]
+    for batch_size in (7, 64, 1000):
+        z = embed_attacked(model, test, FeatureAttack(2, eps=0, steps=1), batch_size=batch_size)
+        torch.testing.assert_close(z, embed(model, test), atol=1e-5, rtol=0)
+
+
+def test_the_attack_goes_through_the_domain_that_answers(sets):
+    torch.manual_seed(0)
+    model, test = convert_multi_norm(Embedder("resnet10", dim=8, image_shape=sets[1].shape, width=4)), sets[1].subset(range(24))
+    for norm in model.modules():
+        if hasattr(norm, "domain_norms"):
+            norm.domain_norms["multi"].running_mean += 0.5
+    seen = []
+    hook = model.backbone.bn1.register_forward_pre_hook(lambda m, _: seen.append(m.router.route[0][0]))
+    embed_attacked(model, test, FeatureAttack(2, steps=2), domain="multi")
+    hook.remove()
+    assert set(seen) == {"multi"} and len(seen) == 4  # targets, two steps, the answer
+    x = test.batch(range(24))[0]
+    with torch.no_grad(), use_domain(model.eval(), "multi"):
+        expected = model(x)
+    torch.testing.assert_close(embed(model, test, "multi"), expected, atol=1e-5, rtol=0)
+
+
+def test_compare_writes_what_it_returns(runs, sets):
+    table = compare(*runs, sets[1], eps=4 / 255, steps=2)
+    assert list(table.columns) == ["before", "after", "gain", "direction"]
+    assert {"recall_at_1", "recall_at_8", "map_at_r", "recall_at_1_single", "recall_at_1_multi", "pi_intra", "pi_inter", "pi_ratio", "rho"} <= set(table.index)
+    np.testing.assert_allclose(table["gain"], table["after"] - table["before"])
+    for run, column in zip(runs, ("before", "after"), strict=True):
+        assert run.results["test"]["metrics"] == table[column].to_dict()
+        assert run.results["test"]["settings"]["eps"] == 4 / 255
+        assert run.snapshot("test").keys == sets[1].keys
+
+
+def test_a_stronger_attack_finds_less(sets, tmp_path):
+    train, test = sets
+    run = fit(train, "plain", tmp_path / "run", epochs=6, width=8, dim=16, batch_size=24, per_class=3, progress=False)
+    recalls = [evaluate(run, test, eps=eps / 255, steps=5)["recall_at_1_single"] for eps in (0, 2, 16)]
+    assert recalls[0] > recalls[1] > recalls[2]
+    assert recalls[0] == pytest.approx(run.results["test"]["metrics"]["recall_at_1"], abs=1e-6)
+
+
+def test_seen_classes_are_told_and_new_ones_are_not(runs, sets):
+    train, test = sets
+    with pytest.warns(UserWarning, match="test classes were in the training of run 'plain'"):
+        evaluate(runs[0], train, eps=0, steps=0, name="seen")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        evaluate(runs[0], test, eps=0, steps=0)
+
+
+def test_images_of_another_shape_are_refused(runs):
+    colour = glyphs(classes=10, per_class=4, size=24)
+    colour.images = colour.images.expand(-1, 3, -1, -1)
+    with pytest.raises(ValueError, match=r"wants \(n, 1, height, width\)"):
+        evaluate(runs[0], colour)
+
+
+def test_a_folder_without_a_checkpoint_says_so(runs, sets, tmp_path):
+    (tmp_path / "config.json").write_text((runs[0].path / "config.json").read_text())
+    with pytest.raises(RunError, match="train it again"):
+        evaluate(tmp_path, sets[1])

@@ -1,0 +1,239 @@
+"""Training beside its known cases: any loss, any backbone, any size, interrupted or not."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pytorch_metric_learning import losses
+
+from mdprop.data import ImageSet, SplitError, glyphs, image_folder
+from mdprop.model import Embedder, embed
+from mdprop.norm import domains_of
+from mdprop.recipes import Branch, FeatureAttack, Recipe
+from mdprop.runs import Run, RunError, load
+from mdprop.train import create_loss, derived_seed, fit, learning_rate
+
+QUICK = dict(epochs=1, width=4, dim=8, batch_size=16, per_class=2, progress=False)
+
+
+@pytest.fixture(scope="module")
+def few():
+    "A small set: 12 glyph classes in several families, 8 images each."
+    data = glyphs(classes=60, per_class=8, size=24)
+    return data.keep_classes(range(0, 60, 5))
+
+
+def weights(run):
+    return run.model("last").state_dict()
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("loss", ["multi_similarity", "triplet_margin", "contrastive", "proxy_anchor", "arcface", "NTXentLoss", "supcon", "softtriple"])
+def test_losses_by_name(few, tmp_path, loss):
+    run = fit(few, "mdprop", tmp_path / "run", loss=loss, **QUICK)
+    assert np.isfinite(run.metrics["loss"]).all()
+    assert 0 <= run.metrics["recall_at_1"].iloc[0] <= 1
+
+
+def test_a_loss_object_is_the_loss_of_that_name(few, tmp_path):
+    named = fit(few, "plain", tmp_path / "named", loss="contrastive", loss_options={"neg_margin": 0.7}, **QUICK)
+    given = fit(few, "plain", tmp_path / "given", loss=losses.ContrastiveLoss(neg_margin=0.7), **QUICK)
+    assert same(weights(named), weights(given))
+
+
+def test_proxies_are_trained(few, tmp_path):
+    fit(few, "plain", tmp_path / "run", loss="proxy_anchor", **QUICK | dict(epochs=2))
+    from mdprop.runs import load_tensors
+
+    tensors, _ = load_tensors(tmp_path / "run" / "last.safetensors")
+    torch.manual_seed(0)
+    assert tensors["loss.proxies"].shape == (len(load(tmp_path / "run").config["data"]["class_names"]), 8)
+    assert any(name.startswith("optimizer.") for name in tensors)
+
+
+def test_a_timm_backbone_by_name(few, tmp_path):
+    pytest.importorskip("timm", reason="the extra timm is not installed")
+    colour = ImageSet.from_arrays(few.batch(range(len(few)))[0].expand(-1, 3, -1, -1), few.labels, few.class_names)
+    run = fit(colour, "mdprop", tmp_path / "run", backbone="mobilenetv3_small_050", **QUICK)
+    model = run.model()
+    assert domains_of(model) == ("clean", "single", "multi")
+    assert embed(model, colour).shape == (len(colour), 8)
+
+
+def test_a_backbone_without_batch_norm_trains_plainly_and_is_refused_for_domains(few, tmp_path):
+    make = lambda: torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, stride=2), torch.nn.GroupNorm(2, 8), torch.nn.ReLU())
+    assert len(fit(few, "plain", tmp_path / "plain", backbone=make(), **QUICK).metrics) == 1
+    with pytest.raises(ValueError, match="no BatchNorm layer"):
+        fit(few, "mdprop", tmp_path / "mdprop", backbone=make(), **QUICK)
+    assert not (tmp_path / "mdprop").exists()
+
+
+def test_own_photos_of_odd_sizes(tmp_path):
+    draw = np.random.default_rng(0)
+    for name, hue in (("cats", 40), ("dogs", 120), ("hens", 200), ("owls", 250)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(6):
+            size = (int(draw.integers(20, 90)), int(draw.integers(20, 90)), 3)
+            Image.fromarray((draw.random(size) * hue).astype(np.uint8)).save(tmp_path / "photos" / name / f"{i}.jpg")
+    data = image_folder(tmp_path / "photos", size=48)
+    train, test = data.split_classes()
+    run = fit(train, "mdprop", tmp_path / "run", valid=None, **QUICK | dict(batch_size=4))
+    assert embed(run.model(), test).shape == (len(test), 8)
+
+
+def test_an_odd_batch_loses_no_row(few, tmp_path):
+    rows = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, z, labels, mined=None):
+            rows.append(len(labels))
+            return z.square().sum()
+
+    fit(few, "mdprop", tmp_path / "run", loss=Spy(), **QUICK | dict(batch_size=9, per_class=3))
+    assert set(rows) == {18}
+
+
+def test_one_class_cannot_be_split_and_says_so(few, tmp_path):
+    with pytest.raises(SplitError, match=r"one (class|family of classes) cannot be split"):
+        fit(few.keep_classes([0]), "plain", tmp_path / "run", **QUICK)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_adversarial_recipe_in_one_norm_trains(few, tmp_path):
+    recipe = Recipe("shared", (Branch(), Branch("clean", FeatureAttack(1, 8 / 255, 1))))
+    run = fit(few, recipe, tmp_path / "run", **QUICK)
+    with pytest.raises(ValueError, match="no multi-domain norms"):
+        domains_of(run.model())
+
+
+def test_the_validation_classes_are_not_trained_on(few, tmp_path):
+    seen = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, z, labels, mined=None):
+            seen.append(len(labels))
+            return z.sum() * 0
+
+    run = fit(few, "plain", tmp_path / "run", loss=Spy(), **QUICK)
+    data = run.config["data"]
+    assert set(data["class_names"]).isdisjoint(data["valid"]["class_names"])
+    assert data["images"] + data["valid"]["images"] == len(few)
+    assert seen and set(seen) == {16}
+
+
+def test_plain_and_mdprop_take_the_same_steps_on_the_same_clean_images(few, tmp_path):
+    "The recipes differ in what they add, never in the clean images."
+
+    def clean_images(recipe):
+        batches = []
+
+        class Spy(torch.nn.Identity):
+            def forward(self, x):
+                batches.append(x.clone())
+                return x
+
+        fit(few, recipe, tmp_path / recipe, augment=Spy(), **QUICK | dict(epochs=2))
+        return torch.cat(batches)
+
+    assert torch.equal(clean_images("plain"), clean_images("mdprop"))
+
+
+KILLED = """
+import sys
+from mdprop.data import glyphs
+from mdprop.train import fit
+data = glyphs(classes=60, per_class=8, size=24).keep_classes(range(0, 60, 5))
+fit(data, "mdprop", sys.argv[1], epochs=12, width=4, dim=8, batch_size=16, per_class=2, progress=False)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_a_killed_run_resumes_to_the_same_weights(few, tmp_path):
+    settings = QUICK | dict(epochs=12)
+    whole = fit(few, "mdprop", tmp_path / "whole", **settings)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "cut")], env=environment)
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "cut" / "embeddings" / "valid-003.npz").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert 2 <= len(Run(tmp_path / "cut").metrics) < 12
+    cut = fit(few, "mdprop", tmp_path / "cut", **settings)
+    assert same(weights(cut), weights(whole))
+    assert cut.metrics.drop(columns="images_per_s").equals(whole.metrics.drop(columns="images_per_s"))
+    assert all(np.array_equal(cut.snapshot(name).z, whole.snapshot(name).z) for name in whole.snapshots)
+
+
+def test_a_finished_run_is_given_back_and_another_is_refused(few, tmp_path):
+    run = fit(few, "plain", tmp_path / "run", **QUICK)
+    before = (run.path / "last.safetensors").stat().st_mtime_ns
+    fit(few, "plain", tmp_path / "run", **QUICK)
+    assert (run.path / "last.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(RunError, match=r"holds another run \(it differs in training"):
+        fit(few, "plain", tmp_path / "run", **QUICK | dict(epochs=2))
+    assert (run.path / "last.safetensors").stat().st_mtime_ns == before
+    again = fit(few, "plain", tmp_path / "run", overwrite=True, **QUICK | dict(epochs=2))
+    assert len(again.metrics) == 2
+
+
+def test_the_best_checkpoint_is_of_the_best_validation_epoch(few, tmp_path):
+    run = fit(few, "plain", tmp_path / "run", **QUICK | dict(epochs=4, lr=0.05))
+    from mdprop.runs import load_tensors
+
+    _, facts = load_tensors(run.path / "best.safetensors")
+    assert facts["epoch"] == run.metrics["recall_at_1"].idxmax() + 1
+    best = run.snapshot(f"valid-{facts['epoch']:03d}")
+    held = next(part for part in few.hold_out_classes(0.2) if list(part.class_names) == list(best.class_names))
+    torch.testing.assert_close(embed(run.model("best"), held), torch.from_numpy(best.z))
+
+
+def test_the_bar_shows_loss_rate_and_time_left(few, tmp_path, capsys):
+    fit(few, "plain", tmp_path / "run", **QUICK | dict(progress=True, epochs=2))
+    shown = capsys.readouterr().err
+    assert "loss=" in shown and "image/s" in shown and "<" in shown and "epoch=2" in shown
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (dict(epochs=0), "epochs >= 1"), (dict(lr=0), "lr > 0"), (dict(schedule="cosin"), "unknown schedule"),
+        (dict(precision="fp16"), "unknown precision"), (dict(augment="flip"), "unknown augmentation"), (dict(loss="triplett"), "unknown loss"),
+        (dict(backbone="resnet1000"), "unknown backbone|not installed"), (dict(recipe="mdrop"), "unknown recipe"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_before_anything_is_written(few, tmp_path, wrong, message):
+    with pytest.raises((ValueError, ImportError), match=message):
+        fit(few, **{"recipe": "plain", "out": tmp_path / "run", **QUICK, **wrong})
+    assert not (tmp_path / "run").exists()
+
+
+def test_bfloat16_autocast_runs(few, tmp_path):
+    run = fit(few, "mdprop", tmp_path / "run", precision="bfloat16", **QUICK)
+    assert np.isfinite(run.metrics["loss"]).all()
+
+
+def test_an_embedder_of_your_own_goes_in_as_it_is(few, tmp_path):
+    torch.manual_seed(0)
+    model = Embedder("resnet10", dim=6, image_shape=few.shape, width=4)
+    run = fit(few, "plain", tmp_path / "run", backbone=model, **QUICK)
+    assert embed(run.model("last"), few).shape == (len(few), 6)
+    torch.testing.assert_close(embed(run.model("last"), few), embed(model, few))
+
+
+def test_seeds_and_rates():
+    assert len({derived_seed(s, e, k) for s in range(5) for e in range(5) for k in range(3)}) == 75
+    assert [learning_rate(s, 4, 1.0, "linear") for s in range(4)] == [1.0, 0.75, 0.5, 0.25]
+    assert create_loss("MultiSimilarityLoss").__class__ is losses.MultiSimilarityLoss

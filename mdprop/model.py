@@ -119,7 +119,7 @@ def create_backbone(
         raise ValueError(f"unknown backbone {name!r}: ours are {sorted(SMALL_RESNETS)}, timm has for instance {close}")
     return timm.create_model(timm_name, pretrained=pretrained, num_classes=0, in_chans=channels)
 
-# %% ../nbs/04_model.ipynb #99cb83d4
+# %% ../nbs/04_model.ipynb #39561b9b
 class Embedder(nn.Module):
     """Pixels in [0, 1] `(n, c, h, w)` to unit rows `(n, dim)`: normalisation, backbone, average pooling, linear head, L2 normalisation.
 
@@ -170,7 +170,8 @@ class Embedder(nn.Module):
             raise ValueError(f"images are {x.dtype}: give floats in [0, 1], for instance x.float() / 255")
         if x.ndim != 4 or x.shape[1] != self.image_shape[0]:
             raise ValueError(f"images have shape {tuple(x.shape)}: this model wants (n, {self.image_shape[0]}, height, width)")
-        return F.normalize(self.head(self._features(x)))
+        z = self.head(self._features(x))
+        return F.normalize(z.float() if z.element_size() < 4 else z)  # half precision is too coarse for angles
 
 # %% ../nbs/04_model.ipynb #b44c2cfc
 @contextmanager

@@ -6,7 +6,7 @@
 __all__ = ['OPTIMIZERS', 'create_loss', 'create_miner', 'create_augmentation', 'training_step', 'learning_rate', 'Training',
            'derived_seed', 'seeded', 'Trainer', 'fit']
 
-# %% ../nbs/08_train.ipynb #8f56026d
+# %% ../nbs/08_train.ipynb #bc331e29
 import inspect
 import json
 import math
@@ -33,7 +33,7 @@ from .model import Embedder, device_of, embed
 from .norm import convert_multi_norm
 from .recipes import Recipe, get_recipe
 from .retrieval import retrieval_metrics
-from .runs import FORMAT, Run, RunError, Snapshot, load_tensors, replacing, save_snapshot, save_tensors, write_json
+from .runs import FORMAT, Run, RunError, Snapshot, load_tensors, replacing, save_embeddings, save_snapshot, save_tensors, write_json
 
 # %% ../nbs/08_train.ipynb #256270e9
 def create_loss(
@@ -83,9 +83,9 @@ def create_augmentation(
         return nn.Sequential(K.RandomResizedCrop(size, scale=(0.4, 1.0)), K.RandomHorizontalFlip(), K.ColorJiggle(0.2, 0.2, 0.2, p=0.8))
     raise ValueError(f"unknown augmentation {augment!r}: choose 'affine', 'photo', None, or give a module")
 
-# %% ../nbs/08_train.ipynb #1d6a5dab
+# %% ../nbs/08_train.ipynb #6f1e0db5
 def training_step(
-    model: nn.Module,  # in training mode afterwards
+    model: nn.Module,  # in training mode, apart from what you froze
     recipe: Recipe,  # makes the batch
     loss: nn.Module,  # loss(embeddings, labels, mined indices)
     miner: nn.Module | None,  # chooses pairs or triplets, or None
@@ -94,7 +94,6 @@ def training_step(
     generator: torch.Generator | None = None,  # random choices of the attacks
 ) -> Tensor:  # the loss, with its gradient graph
     "Forward pass of one training step: clean and attacked images through their domains, one loss over all of them."
-    model.train()
     batch = recipe.batch(model, images, labels, generator)
     with batch.routed(model):
         z = model(batch.images)
@@ -172,12 +171,14 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         torch.manual_seed(seed)
         yield
 
-# %% ../nbs/08_train.ipynb #b0adc730
+# %% ../nbs/08_train.ipynb #1f83a663
 class Trainer:
     "Model, loss and optimiser of one run, on their way through the epochs. `fit` is the front door."
 
     def __init__(self, model: Embedder, recipe: Recipe, training: Training, train: ImageSet):
         self.model, self.recipe, self.training, self.train = model, recipe, training, train
+        if not model.training:  # otherwise parts in evaluation mode are meant to be: frozen norms stay frozen
+            model.train()
         self.device = device_of(model)
         self.loss = create_loss(training.loss, len(train.class_names), model.dim, **(training.loss_options or {})).to(self.device)
         self.miner = create_miner(training.miner, **(training.miner_options or {}))
@@ -250,7 +251,7 @@ class Trainer:
             state.setdefault(int(index), {})[moment] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
-# %% ../nbs/08_train.ipynb #2cf8c30b
+# %% ../nbs/08_train.ipynb #dc4b1b76
 def fit(
     train: ImageSet,  # training images; the validation classes are cut from them
     recipe: str | Recipe = "mdprop",  # a name in `mdprop.recipes.RECIPES`, or a recipe
@@ -273,7 +274,7 @@ def fit(
     recipe, settings = get_recipe(recipe), Training(**training)
     folder = Path(out if out is not None else f"runs/{recipe.name}")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    rest, held = train.hold_out_classes(valid) if isinstance(valid, float) else (train, valid)
+    rest, held = train.hold_out_classes(valid) if isinstance(valid, float) else (train, valid or None)
     with seeded(derived_seed(settings.seed, 0), device):
         model = _embedder(backbone, rest, dim, width, pretrained)
         if len(recipe.domains) > 1:
@@ -293,7 +294,7 @@ def fit(
             _observe(folder, trainer, held, row, rows, epoch)
     return Run(folder)
 
-# %% ../nbs/08_train.ipynb #d9e8e727
+# %% ../nbs/08_train.ipynb #5dd6bf74
 def _embedder(backbone: str | nn.Module, train: ImageSet, dim: int, width: int, pretrained: bool) -> Embedder:
     "The model, with the training images' own statistics as its input normalisation (ImageNet's where weights come from there)."
     if isinstance(backbone, Embedder):
@@ -345,7 +346,11 @@ def _observe(folder: Path, trainer: Trainer, held: ImageSet | None, row: dict[st
     if held is not None:
         z = embed(trainer.model, held)
         row |= retrieval_metrics(z, held.labels) | density_metrics(z, held.labels)
-        save_snapshot(folder, Snapshot(z.numpy(), held.labels.numpy(), held.class_names, held.keys, held.thumbnails(), f"valid-{epoch:03d}"))
+        name = f"valid-{epoch:03d}"
+        if epoch == 0:
+            save_snapshot(folder, Snapshot(z.numpy(), held.labels.numpy(), held.class_names, held.keys, held.thumbnails(), name))
+        else:
+            save_embeddings(folder, name, z.numpy())
     if epoch == 0:
         return
     rows.append(row)

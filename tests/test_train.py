@@ -233,6 +233,17 @@ def test_an_embedder_of_your_own_goes_in_as_it_is(few, tmp_path):
     torch.testing.assert_close(embed(run.model("last"), few), embed(model, few))
 
 
+def test_frozen_norms_stay_frozen_through_training_and_validation(few, tmp_path):
+    model = Embedder("resnet10", dim=6, image_shape=few.shape, width=4)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval().requires_grad_(False)
+    statistics = model.backbone.bn1.running_mean.clone()
+    fit(few, "mdprop", tmp_path / "run", backbone=model, **QUICK | dict(epochs=2))
+    assert torch.equal(model.backbone.bn1.running_mean, statistics)
+    assert model.training and not model.backbone.bn1.training and model.head.training
+
+
 def test_seeds_and_rates():
     assert len({derived_seed(s, e, k) for s in range(5) for e in range(5) for k in range(3)}) == 75
     assert [learning_rate(s, 4, 1.0, "linear") for s in range(4)] == [1.0, 0.75, 0.5, 0.25]

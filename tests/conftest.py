@@ -1,0 +1,70 @@
+"""What all tests share: seeds, one thread, the real images, and a torchvision that can be imported."""
+
+import os
+import random
+from importlib.util import find_spec
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+IN_CI = bool(os.environ.get("CI"))
+
+torch.set_num_threads(1)  # tests are small: a second thread costs more than it brings, and sums keep their order
+hypothesis.settings.register_profile("mdprop", deadline=None, derandomize=IN_CI)
+hypothesis.settings.load_profile("mdprop")
+
+
+def declare_torchvision_operators() -> torch.library.Library | None:
+    """Let `import torchvision` (and so timm) work where its compiled operators cannot be loaded.
+
+    The wheels on PyPI for Linux need CUDA libraries. Beside a CPU build of torch the operators stay unregistered, and the
+    import stops at `operator torchvision::nms does not exist`. timm's backbones call none of them, so that declaring the
+    two which torchvision describes at import is enough. Where the operators load, nothing is declared. The declarations live as
+    long as the object that is returned.
+    """
+    spec = find_spec("torchvision")
+    compiled = sorted(Path(spec.submodule_search_locations[0]).glob("_C*")) if spec and spec.submodule_search_locations else []
+    if not compiled:
+        return None
+    try:
+        torch.ops.load_library(str(compiled[0]))
+        return None
+    except OSError:
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return library
+
+
+TORCHVISION_OPERATORS = declare_torchvision_operators()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    "Mark the tests that ask for `real_data`, so that `-m 'not real'` leaves them out."
+    for item in items:
+        if "real_data" in getattr(item, "fixturenames", ()):
+            item.add_marker("real")
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    "Every test starts from the same random state, alone or among others."
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  libraries that we call still use the global generator
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    "The folder of real images: MDPROP_TEST_DATA, or `shared/data` beside the repository."
+    named = os.environ.get("MDPROP_TEST_DATA")
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
+    if named and not folder.is_dir():
+        pytest.fail(f"MDPROP_TEST_DATA names {named}, which is no folder")
+    if not folder.is_dir():
+        pytest.skip("no real images here: let MDPROP_TEST_DATA name their folder")
+    return folder

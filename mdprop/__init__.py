@@ -13,4 +13,4 @@ def needs_extra(extra: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise ImportError(f"{error.name or error} is not installed: pip install 'mdprop[{extra}]'") from error
+        raise ImportError(f"{(error.name or str(error)).partition('.')[0]} is not installed: pip install 'mdprop[{extra}]'") from error

@@ -1,0 +1,95 @@
+"""The command line as one types it."""
+
+import re
+
+import pytest
+
+from mdprop.cli import create_parser, demo, main
+from mdprop.runs import load
+
+TRAIN = "train --epochs 1 --width 4 --dim 8 --batch-size 32 --quiet"
+COMMANDS = ["demo", "data", "train", "evaluate", "compare", "lab"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_that_parses(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    example = re.search(rf"example:\s+mdprop ({command}.*)", " ".join(text.split())).group(1)
+    assert stop.value.code == 0
+    assert create_parser().parse_args(example.split()).function
+
+
+def test_the_first_help_names_every_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"    {command} " in text for command in COMMANDS)
+
+
+def test_train_evaluate_compare(here, capsys):
+    main(f"{TRAIN} --recipe plain".split())
+    main(f"{TRAIN} --recipe mdprop".split())
+    assert load("runs/mdprop").config["domains"] == ["clean", "single", "multi"]
+    main("evaluate runs/plain --steps 1".split())
+    main("compare runs/plain runs/mdprop --steps 1 --html both.html".split())
+    text = capsys.readouterr().out
+    assert "next: mdprop evaluate runs/plain --data glyphs" in text
+    assert re.search(r"recall_at_1 +[\d.]+%", text) and "pi_ratio" in text
+    assert (here / "both.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_data_says_what_is_there(capsys):
+    main(["data"])
+    text = capsys.readouterr().out
+    assert "4,000 images" in text and "training classes: 100" in text
+
+
+def test_data_opens_own_photos_and_omniglot(real_data, capsys):
+    main(["data", "--data", f"omniglot:{real_data}"])
+    assert "4,840 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("evaluate nowhere", "nowhere does not exist"),
+        ("train --data cub", "unknown data 'cub'"),
+        ("train --data folder:nowhere", "nowhere"),
+        ("train --loss triplett --quiet", "unknown loss 'triplett'"),
+        ("evaluate runs/plain --size 28", "give --size"),
+        ("evaluate runs/plain --domain multi", "no multi-domain norms"),
+        (f"{TRAIN} --recipe plain --epochs 2", "holds another run"),
+    ],
+)
+def test_mistakes_end_with_one_line(here, line, message, capsys):
+    if "runs/plain" in line or "epochs" in line:
+        main(f"{TRAIN} --recipe plain".split())
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(line.split())
+    assert str(stop.value.code).startswith("mdprop: ") and message in str(stop.value.code) and "\n" not in str(stop.value.code)
+
+
+def test_a_run_on_other_data_is_refused(here, real_data):
+    main(f"{TRAIN} --recipe plain".split())
+    with pytest.raises(SystemExit, match="was trained on 'glyphs-train', not on 'omniglot"):
+        main(["evaluate", "runs/plain", "--data", f"omniglot:{real_data}"])
+
+
+def test_the_demo_leaves_two_runs_and_a_page(here, capsys):
+    table = demo("demo", epochs=1, progress=False)
+    assert {path.name for path in (here / "demo").iterdir()} == {"plain", "mdprop", "demo.html"}
+    before, after = load("demo/plain"), load("demo/mdprop")
+    assert len(before.metrics) == len(after.metrics) == 1
+    assert before.config["training"] == after.config["training"] and before.config["data"] == after.config["data"]
+    text = capsys.readouterr().out
+    assert "open demo/demo.html in a browser" in text and "DensityDashboard('demo/plain', 'demo/mdprop')" in text
+    assert table.loc["recall_at_1", "before"] == before.results["test"]["metrics"]["recall_at_1"]

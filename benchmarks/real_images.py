@@ -57,7 +57,6 @@ def main():
             out = Path(__file__).parent / "runs" / f"{args.data}-{recipe}-{seed}"
             run = fit(train, recipe, out, epochs=epochs, per_class=chosen["per_class"], augment=chosen["augment"], seed=seed, progress=False)
             row = evaluate(run, test, eps=chosen["eps"], steps=10)
-            row["images_per_s"] = run.metrics["images_per_s"].median()
             found.append(dict(recipe=recipe, seed=seed, **row))
             print(f"{recipe}, seed {seed}: " + ", ".join(f"{k} {v:.4f}" for k, v in row.items()), flush=True)
 

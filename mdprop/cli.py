@@ -79,7 +79,7 @@ def demo(
     )
     return table
 
-# %% ../nbs/14_cli.ipynb #99e03e50
+# %% ../nbs/14_cli.ipynb #79be10fe
 def _data(args: argparse.Namespace) -> None:
     data = open_data(args.data, args.size)
     print(data.describe())
@@ -94,7 +94,8 @@ def _train(args: argparse.Namespace) -> None:
     settings["augment"] = None if args.augment == "none" else args.augment
     run = fit(train, args.recipe, args.out, backbone=args.backbone, dim=args.dim, width=args.width, device=args.device,
               progress=not args.quiet, overwrite=args.overwrite, **settings)  # fmt: skip
-    print(f"{run}\nnext: mdprop evaluate {run.path} --data {args.data}")
+    size = "" if args.size is None else f" --size {args.size}"
+    print(f"{run}\nnext: mdprop evaluate {run.path} --data {args.data}{size}")
 
 
 def _test_set(args: argparse.Namespace, runs: list[Run]) -> ImageSet:

@@ -1,7 +1,9 @@
 """What all tests share: seeds, one thread, the real images, and a torchvision that can be imported."""
 
+import io
 import os
 import random
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,7 +15,6 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 IN_CI = bool(os.environ.get("CI"))
 
-torch.set_num_threads(1)  # tests are small: a second thread costs more than it brings, and sums keep their order
 hypothesis.settings.register_profile("mdprop", deadline=None, derandomize=IN_CI)
 hypothesis.settings.load_profile("mdprop")
 
@@ -51,8 +52,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def seeds() -> None:
-    "Every test starts from the same random state, alone or among others."
+def same_start() -> None:
+    "Every test starts from the same random state and number of threads, alone or among others."
+    torch.set_num_threads(1)  # sums keep their order; each time, because UMAP may leave as many as there are cores
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  libraries that we call still use the global generator
     torch.manual_seed(0)
@@ -67,4 +69,17 @@ def real_data() -> Path:
         pytest.fail(f"MDPROP_TEST_DATA names {named}, which is no folder")
     if not folder.is_dir():
         pytest.skip("no real images here: let MDPROP_TEST_DATA name their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "What `mdprop demo` leaves behind after one epoch: two runs, the page, and what it printed (printed.txt)."
+    pytest.importorskip("anywidget", reason="needs the extra lab")
+    from mdprop.cli import demo
+
+    folder = tmp_path_factory.mktemp("demo") / "demo"
+    with redirect_stdout(io.StringIO()) as printed:
+        demo(folder, epochs=1, progress=False)
+    (folder / "printed.txt").write_text(printed.getvalue(), encoding="utf-8")
     return folder

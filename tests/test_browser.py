@@ -76,6 +76,22 @@ def test_class_filter_changes_both_panels(page):
     assert both(page) == full
 
 
+def test_the_demos_page_answers_to_the_class_filter(browser, demo_folder):
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True)
+    opened = context.new_page()
+    complaints = Complaints(opened)
+    opened.goto((demo_folder / "demo.html").as_uri())
+    opened.wait_for_selector(".mdp-row")
+    full = both(opened)
+    opened.locator(".mdp-row").first.click()
+    picked = both(opened)
+    opened.get_by_role("radio", name="UMAP").check()
+    bent = both(opened)
+    assert all(a != b for old, new in ((full, picked), (picked, bent)) for a, b in zip(old, new, strict=True))
+    assert complaints.found == []
+    context.close()
+
+
 def test_search_and_keyboard_in_the_class_list(page):
     page.get_by_label("Search classes").fill("class 1")
     assert page.locator(".mdp-row-name").all_inner_texts() == ["class 10", "class 11"]

@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from mdprop.cli import create_parser, demo, main
+from mdprop.cli import create_parser, main
 from mdprop.runs import load
 
-TRAIN = "train --epochs 1 --width 4 --dim 8 --batch-size 32 --quiet"
+TRAIN = "train --epochs 1 --width 4 --dim 8 --size 16 --quiet"
 COMMANDS = ["demo", "data", "train", "evaluate", "compare", "lab"]
 
 
@@ -38,12 +38,12 @@ def test_train_evaluate_compare(here, capsys):
     main(f"{TRAIN} --recipe plain".split())
     main(f"{TRAIN} --recipe mdprop".split())
     assert load("runs/mdprop").config["domains"] == ["clean", "single", "multi"]
-    main("evaluate runs/plain --steps 1".split())
-    main("compare runs/plain runs/mdprop --steps 1 --html both.html".split())
+    main("evaluate runs/plain --size 16 --steps 1".split())
+    main("compare runs/plain runs/mdprop --size 16 --steps 1 --html both.html".split())
     text = capsys.readouterr().out
-    assert "next: mdprop evaluate runs/plain --data glyphs" in text
+    assert "next: mdprop evaluate runs/plain --data glyphs --size 16" in text
     assert re.search(r"recall_at_1 +[\d.]+%", text) and "pi_ratio" in text
-    assert (here / "both.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert (here / "both.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_data_says_what_is_there(capsys):
@@ -65,7 +65,7 @@ def test_data_opens_own_photos_and_omniglot(real_data, capsys):
         ("train --data folder:nowhere", "nowhere"),
         ("train --loss triplett --quiet", "unknown loss 'triplett'"),
         ("evaluate runs/plain --size 28", "give --size"),
-        ("evaluate runs/plain --domain multi", "no multi-domain norms"),
+        ("evaluate runs/plain --size 16 --domain multi", "no multi-domain norms"),
         (f"{TRAIN} --recipe plain --epochs 2", "holds another run"),
     ],
 )
@@ -81,15 +81,15 @@ def test_mistakes_end_with_one_line(here, line, message, capsys):
 def test_a_run_on_other_data_is_refused(here, real_data):
     main(f"{TRAIN} --recipe plain".split())
     with pytest.raises(SystemExit, match="was trained on 'glyphs-train', not on 'omniglot"):
-        main(["evaluate", "runs/plain", "--data", f"omniglot:{real_data}"])
+        main(["evaluate", "runs/plain", "--size", "16", "--data", f"omniglot:{real_data}"])
 
 
-def test_the_demo_leaves_two_runs_and_a_page(here, capsys):
-    table = demo("demo", epochs=1, progress=False)
-    assert {path.name for path in (here / "demo").iterdir()} == {"plain", "mdprop", "demo.html"}
-    before, after = load("demo/plain"), load("demo/mdprop")
+def test_the_demo_leaves_two_runs_and_a_page(demo_folder):
+    assert {path.name for path in demo_folder.iterdir()} == {"plain", "mdprop", "demo.html", "printed.txt"}
+    before, after = load(demo_folder / "plain"), load(demo_folder / "mdprop")
     assert len(before.metrics) == len(after.metrics) == 1
     assert before.config["training"] == after.config["training"] and before.config["data"] == after.config["data"]
-    text = capsys.readouterr().out
-    assert "open demo/demo.html in a browser" in text and "DensityDashboard('demo/plain', 'demo/mdprop')" in text
-    assert table.loc["recall_at_1", "before"] == before.results["test"]["metrics"]["recall_at_1"]
+    text = (demo_folder / "printed.txt").read_text(encoding="utf-8")
+    assert f"open {demo_folder / 'demo.html'} in a browser" in text and f"DensityDashboard('{demo_folder / 'plain'}'" in text
+    found = before.results["test"]["metrics"]["recall_at_1"]
+    assert re.search(rf"recall_at_1 +{100 * found:.1f}%", text)

@@ -646,7 +646,7 @@ def _tar_members(archive: tarfile.TarFile, path: Path) -> Iterator[tuple[str, ta
     if archive.fileobj is None or archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise BadArchiveError(f"{path}: cut short or damaged after {name!r}; download it again")
 
-# %% ../nbs/00_data.ipynb #218796a9
+# %% ../nbs/00_data.ipynb #a694f023
 def _unpack(path: Path) -> Path:
     "The folder `NAME.unpacked` beside a compressed tar, made on first use."
     target = path.with_name(path.name.removesuffix(".gz").removesuffix(".bz2").removesuffix(".xz").rsplit(".", 1)[0] + ".unpacked")
@@ -665,7 +665,9 @@ def _unpack(path: Path) -> Path:
             yield member
 
     try:
-        with tarfile.open(path, "r|*") as archive: archive.extractall(work, checked(archive), filter="data")
+        # Pythons before 3.10.12 and 3.11.4 know no filter; the members are checked above in any case
+        extraction: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        with tarfile.open(path, "r|*") as archive: archive.extractall(work, checked(archive), **extraction)
         work.chmod(0o755)
         try: work.rename(target)
         except OSError:

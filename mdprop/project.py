@@ -59,7 +59,7 @@ def _pca_layout(z_before: NDArray[np.float64], z_after: NDArray[np.float64]) -> 
     axes = axes * np.where(axes[np.abs(axes).argmax(0), [0, 1]] < 0, -1, 1)
     return (before @ axes).astype(np.float32), (after @ axes).astype(np.float32)
 
-# %% ../nbs/10_project.ipynb #da6786af
+# %% ../nbs/10_project.ipynb #7d0cf483
 def _umap_once(z: NDArray[np.float64], start: NDArray[np.floating], neighbors: int, seed: int) -> NDArray[np.float64]:
     "One UMAP of `z` from the layout `start`, with exact neighbours (Euclidean distance of the rows)."
     import warnings
@@ -87,8 +87,12 @@ def _umap_layout(z_before: NDArray[np.float64], z_after: NDArray[np.float64], se
     if len(z_before) < 5:
         raise ValueError(f"UMAP needs at least 5 items, got {len(z_before)}: use method='pca'")
     neighbors = min(15, len(z_before) - 1)
-    before = _umap_once(z_before, _pca_layout(z_before, z_after)[0], neighbors, seed)
-    after = _umap_once(z_after, before, neighbors, seed)
+    threads = torch.get_num_threads()
+    try:
+        before = _umap_once(z_before, _pca_layout(z_before, z_after)[0], neighbors, seed)
+        after = _umap_once(z_after, before, neighbors, seed)
+    finally:
+        torch.set_num_threads(threads)  # numba starts OpenMP anew, which forgets what the caller had set
     return before.astype(np.float32), _similarity(after, before).astype(np.float32)
 
 # %% ../nbs/10_project.ipynb #50e6a56f

@@ -51,8 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("real")
 
 
-@pytest.fixture(autouse=True)
-def same_start() -> None:
+@pytest.hookimpl(tryfirst=True)  # before the fixtures of a module or a session are made
+def pytest_runtest_setup() -> None:
     "Every test starts from the same random state and number of threads, alone or among others."
     torch.set_num_threads(1)  # sums keep their order; each time, because UMAP may leave as many as there are cores
     random.seed(0)

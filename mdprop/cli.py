@@ -136,7 +136,7 @@ def _lab(args: argparse.Namespace) -> None:
         import jupyterlab  # noqa: F401 - asked for, not used here
     subprocess.run([sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1", str(args.folder)], check=True)
 
-# %% ../nbs/14_cli.ipynb #83aea672
+# %% ../nbs/14_cli.ipynb #c8b09c27
 def create_parser() -> argparse.ArgumentParser:
     "The parser of the command `mdprop`."
     parser = argparse.ArgumentParser("mdprop", description="Metric learning with several batch norms and multi-targeted adversarial examples.",
@@ -206,7 +206,7 @@ def _training_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--loss", default=Training.loss, help="a loss of pytorch-metric-learning by name")
     sub.add_argument("--miner", default=Training.miner, help="a miner of pytorch-metric-learning by name")
     sub.add_argument("--optimizer", default=Training.optimizer, choices=["adam", "adamw"], help="which optimiser")
-    sub.add_argument("--augment", default=Training.augment, choices=["affine", "photo", "none"], help="augmentation of the training images")
+    sub.add_argument("--augment", default=Training.augment, choices=["affine", "crop", "photo", "none"], help="augmentation of the training images")
     sub.add_argument("--device", help="such as cpu or cuda; not given: a GPU if there is one")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 

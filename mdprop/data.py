@@ -90,7 +90,7 @@ def spread_evenly(
     offset = (total - 1) // 2
     return [i for i in range(total) if ((i + 1) * count + offset) // total > (i * count + offset) // total]
 
-# %% ../nbs/00_data.ipynb #04ae227a
+# %% ../nbs/00_data.ipynb #b9a2f02a
 class ImageSet(Dataset):
     "Labelled images of one shape: uint8 in memory or decoded on demand, split by class, batched by class."
 
@@ -248,7 +248,7 @@ class ImageSet(Dataset):
         "A `DataLoader` of (uint8 images (n, c, h, w), labels (n,), indices (n,)); divide by 255 on the device that computes."
         if batches is None: batches = BatchSampler(SequentialSampler(self), batch_size, drop_last=False)
         return DataLoader(_RawBatches(self), batch_size=None, sampler=batches, num_workers=workers, persistent_workers=workers > 0,
-                          pin_memory=pin_memory)
+                          pin_memory=pin_memory, generator=torch.Generator())  # torch would draw from the caller's random state
 
     def in_memory(self,
         workers: int = 0,  # processes that decode
@@ -646,11 +646,16 @@ def _tar_members(archive: tarfile.TarFile, path: Path) -> Iterator[tuple[str, ta
     if archive.fileobj is None or archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise BadArchiveError(f"{path}: cut short or damaged after {name!r}; download it again")
 
-# %% ../nbs/00_data.ipynb #a694f023
+# %% ../nbs/00_data.ipynb #3ad8b538
 def _unpack(path: Path) -> Path:
     "The folder `NAME.unpacked` beside a compressed tar, made on first use."
     target = path.with_name(path.name.removesuffix(".gz").removesuffix(".bz2").removesuffix(".xz").rsplit(".", 1)[0] + ".unpacked")
-    if target.is_dir(): return target
+    stat = path.stat()
+    mark = f"{stat.st_size} bytes, changed at {stat.st_mtime_ns}"
+    if target.is_dir():
+        if not (target / ".archive").is_file() or (target / ".archive").read_text() != mark:
+            raise BadArchiveError(f"{target} was unpacked from another version of {path.name}: delete that folder, it will be made again")
+        return target
     try: work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=path.parent))
     except OSError as error:
         raise BadArchiveError(f"{path}: a compressed tar is unpacked beside itself, but {path.parent} cannot be written ({error}). "
@@ -668,6 +673,7 @@ def _unpack(path: Path) -> Path:
         # Pythons before 3.10.12 and 3.11.4 know no filter; the members are checked above in any case
         extraction: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
         with tarfile.open(path, "r|*") as archive: archive.extractall(work, checked(archive), **extraction)
+        (work / ".archive").write_text(mark)
         work.chmod(0o755)
         try: work.rename(target)
         except OSError:

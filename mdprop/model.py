@@ -119,7 +119,7 @@ def create_backbone(
         raise ValueError(f"unknown backbone {name!r}: ours are {sorted(SMALL_RESNETS)}, timm has for instance {close}")
     return timm.create_model(timm_name, pretrained=pretrained, num_classes=0, in_chans=channels)
 
-# %% ../nbs/04_model.ipynb #39561b9b
+# %% ../nbs/04_model.ipynb #1d6de3f1
 class Embedder(nn.Module):
     """Pixels in [0, 1] `(n, c, h, w)` to unit rows `(n, dim)`: normalisation, backbone, average pooling, linear head, L2 normalisation.
 
@@ -132,8 +132,8 @@ class Embedder(nn.Module):
         backbone: str | nn.Module = "resnet10",  # a name for `create_backbone`, or your own module
         dim: int | None = 128,  # dimensions of the embedding; None leaves out the head and keeps the backbone's features
         image_shape: tuple[int, int, int] = (3, 64, 64),  # (channels, height, width) of the images to come
-        mean: Sequence[float] | None = None,  # pixel mean of each channel; None: 0.5 (ImageNet's for a timm backbone with 3 channels)
-        std: Sequence[float] | None = None,  # pixel deviation of each channel; None: 0.25 (or ImageNet's)
+        mean: Sequence[float] | None = None,  # pixel mean of each channel; None: 0.5 (for a timm backbone with 3 channels what its weights want)
+        std: Sequence[float] | None = None,  # pixel deviation of each channel; None: 0.25 (likewise)
         width: int = 16,  # channels of the first stage of our small ResNets; 64 is the original's, 16 trains on two cores
         pretrained: bool = False,  # weights from timm
     ):
@@ -141,16 +141,19 @@ class Embedder(nn.Module):
         channels = image_shape[0]
         self.image_shape = tuple(image_shape)
         from_timm = isinstance(backbone, str) and backbone not in SMALL_RESNETS and channels == len(IMAGENET_MEAN)
-        mean = mean if mean is not None else IMAGENET_MEAN if from_timm else (0.5,) * channels
-        std = std if std is not None else IMAGENET_STD if from_timm else (0.25,) * channels
-        if len(mean) != channels:
+        if mean is not None and len(mean) != channels:
             raise ValueError(f"mean has {len(mean)} numbers, but the images have {channels} channels: give one for each")
+        if width < 1 or (dim is not None and dim < 1):
+            raise ValueError(f"width={width}, dim={dim}: both count something and must be at least 1")
+        small = max(image_shape[1:]) < 112
+        self.backbone = create_backbone(backbone, channels, small, width, pretrained) if isinstance(backbone, str) else backbone
+        known = getattr(self.backbone, "pretrained_cfg", {}) if from_timm else {}
+        mean = mean if mean is not None else known.get("mean", IMAGENET_MEAN) if from_timm else (0.5,) * channels
+        std = std if std is not None else known.get("std", IMAGENET_STD) if from_timm else (0.25,) * channels
         self.config = dict(
             backbone=backbone if isinstance(backbone, str) else None, dim=dim, image_shape=list(image_shape),
             mean=list(map(float, mean)), std=list(map(float, std)), width=width,
         )  # fmt: skip
-        small = max(image_shape[1:]) < 112
-        self.backbone = create_backbone(backbone, channels, small, width, pretrained) if isinstance(backbone, str) else backbone
         device = device_of(self.backbone)
         self.normalize = Normalize(mean, std).to(device)
         with evaluating(self), torch.no_grad():

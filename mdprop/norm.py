@@ -44,7 +44,7 @@ class DomainRouter:
         # A copied or unpickled model gets a router of its own that starts at the default.
         return DomainRouter, (self.domains,)
 
-# %% ../nbs/03_norm.ipynb #fa36fbd2
+# %% ../nbs/03_norm.ipynb #a5b110bf
 class MultiNorm(nn.Module):
     "Mixed into a norm layer's class: every domain has statistics and an affine of its own, the first domain's are the layer's own."
 
@@ -55,6 +55,8 @@ class MultiNorm(nn.Module):
         return super().forward(x) if domain == self.router.domains[0] else self.domain_norms[domain](x)  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch._C._current_graph_task_id() != -1:  # gradient checkpointing: the block that chose the route is over
+            raise RuntimeError("multi-domain norms cannot be recomputed during backward, where the route is lost: switch gradient checkpointing off")
         route = self.router.route
         if route[0][1] is None:
             return self._domain_forward(x, route[0][0])
@@ -68,6 +70,9 @@ class MultiNorm(nn.Module):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, domains={self.router.domains}"
 
+    def __reduce_ex__(self, protocol):
+        return _new_multi, (type(self).__bases__[1],), self.__dict__  # the class is made at run time: name the one that it is made from
+
 
 _multi_classes: dict[type, type] = {}
 
@@ -77,6 +82,11 @@ def _multi_class(plain: type) -> type:
     if plain not in _multi_classes:
         _multi_classes[plain] = type(f"Multi{plain.__name__}", (MultiNorm, plain), {"__module__": __name__, "__doc__": MultiNorm.__doc__})
     return _multi_classes[plain]
+
+
+def _new_multi(plain: type) -> MultiNorm:
+    "An empty multi-domain norm, to be filled by copying or unpickling."
+    return object.__new__(_multi_class(plain))
 
 # %% ../nbs/03_norm.ipynb #8e0b8c13
 def convert_multi_norm(

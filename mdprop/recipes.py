@@ -92,7 +92,7 @@ class Recipe:
             lines.append(f"  rows {branch.rows[0]:.0%}-{branch.rows[1]:.0%} -> {moved} -> norm '{branch.domain}'")
         return "\n".join(lines + ([f"  source: {self.source}"] if self.source else []))
 
-# %% ../nbs/06_recipes.ipynb #d58c64cc
+# %% ../nbs/06_recipes.ipynb #4aa8e599
 def plain() -> Recipe:
     "Conventional training: the clean images, one norm."
     return Recipe("plain", (Branch(),), source="conventional deep metric learning")
@@ -133,8 +133,9 @@ def _halves(name: str, single: FeatureAttack, multi: FeatureAttack, source: str,
 
 
 PAPER_TRAINING = dict(
-    backbone="resnet50", pretrained=True, dim=128, loss="multi_similarity", optimizer="adam", lr=1e-5, weight_decay=4e-4,
-    schedule="constant", batch_size=64, per_class=2, epochs=125,
+    backbone="resnet50", pretrained=True, dim=128, optimizer="adam", lr=1e-5, weight_decay=4e-4, schedule="constant", warmup=0.0,
+    loss="multi_similarity", loss_options=dict(alpha=2, beta=40, base=0.5), miner="multi_similarity", miner_options=dict(epsilon=0.1),
+    augment="crop", batch_size=64, per_class=2, epochs=125,
 )  # fmt: skip
 "`fit(train, recipe='mdprop_paper', **PAPER_TRAINING)`: the paper's training on CUB200 and CARS196 (batch_size=112 for SOP)."
 

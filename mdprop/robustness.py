@@ -21,7 +21,7 @@ from .model import answering, device_of, embed, evaluating
 from .retrieval import nearest_neighbours, retrieval_metrics
 from .runs import Run, Snapshot, load, save_snapshot, write_json
 
-# %% ../nbs/09_robustness.ipynb #38e0c883
+# %% ../nbs/09_robustness.ipynb #938f3b59
 def embed_attacked(
     model: nn.Module,  # maps pixels (n, c, h, w) to unit embeddings; left exactly as it was
     images: ImageSet,  # what to attack and embed
@@ -35,7 +35,8 @@ def embed_attacked(
     device, generator = device_of(model), torch.Generator().manual_seed(seed)
     order = torch.randperm(len(images), generator=generator)
     z: Tensor | None = None
-    for raw, _, rows in images.loader(batches=[part.tolist() for part in order.split(batch_size)], workers=workers):
+    batches = [part.tolist() for part in order.tensor_split(-(-len(order) // batch_size))]  # even parts: no image is left with itself as target
+    for raw, _, rows in images.loader(batches=batches, workers=workers):
         moved = attack(model, raw.to(device).float() / 255, domain=domain, generator=generator)
         with evaluating(model), answering(model, domain), torch.no_grad():
             part = model(moved).float().cpu()
@@ -45,7 +46,7 @@ def embed_attacked(
         raise ValueError(f"{images.name} has no images: there is nothing to attack")
     return z
 
-# %% ../nbs/09_robustness.ipynb #602840cf
+# %% ../nbs/09_robustness.ipynb #65d23605
 ATTACKS = {"single": 1, "multi": 5}  # the paper's further input distributions, and their numbers of targets
 
 
@@ -54,29 +55,31 @@ def evaluate(
     test: ImageSet,  # classes that training has not seen
     eps: float = 8 / 255,  # radius of the attacks, in pixels of [0, 1]
     steps: int = 10,  # gradient steps of the attacks
-    domain: str | None = None,  # the domain that answers; None: the model's default ("clean")
+    domain: str | None = None,  # the domain that answers; None: the model's default (the first of the recipe)
     name: str = "test",  # what to call the set in the run folder
     device: str | torch.device | None = None,  # None: a GPU if there is one
     seed: int = 0,  # of the attacks
+    workers: int = 0,  # processes that decode images
+    backbone: nn.Module | None = None,  # for a run that was trained with a module of your own: one like it
 ) -> dict[str, float]:  # recall_at_1, ..., map_at_r, recall_at_1_single, recall_at_1_multi, pi_intra, ..., rho
     """Retrieval (clean, and under single- and multi-targeted attacks) and density of `test`.
 
     Warns when test classes were seen in training. The attacks are white-box, through the domain that answers.
     """
     run = load(run) if isinstance(run, (str, Path)) else run
-    model = run.model() if isinstance(run, Run) else run
+    model = run.model(backbone=backbone) if isinstance(run, Run) else run
     if isinstance(run, Run):
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         _warn_of_seen_classes(run, test)
-    z = embed(model, test, domain)
+    z = embed(model, test, domain, workers=workers)
     found = retrieval_metrics(z, test.labels)
     for kind, targets in ATTACKS.items():
         attack = FeatureAttack(targets, eps, steps)
-        queries = embed_attacked(model, test, attack, domain, seed=seed)
+        queries = embed_attacked(model, test, attack, domain, seed=seed, workers=workers)
         found[f"recall_at_1_{kind}"] = attacked_recall(queries, z, test.labels)
     found |= density_metrics(z, test.labels)
     if isinstance(run, Run):
-        save_snapshot(run.path, Snapshot(z.numpy(), test.labels.numpy(), test.class_names, test.keys, test.thumbnails(), name))
+        save_snapshot(run.path, Snapshot(z.numpy(), test.labels.numpy(), test.class_names, test.keys, test.thumbnails(workers=workers), name))
         facts = dict(data=test.name, fingerprint=test.fingerprint, eps=eps, steps=steps, domain=domain, seed=seed)
         write_json(run.path / "results.json", run.results | {name: dict(settings=facts, metrics=found)})
     return found
@@ -106,12 +109,12 @@ def _warn_of_seen_classes(run: Run, test: ImageSet) -> None:
             "the numbers are not those of new classes, split with data.split_classes()", stacklevel=3,
         )  # fmt: skip
 
-# %% ../nbs/09_robustness.ipynb #7a713bad
+# %% ../nbs/09_robustness.ipynb #6d7e0414
 def compare(
     before: Run | str | Path,  # the reference run, or its folder
     after: Run | str | Path,  # the run to compare with it
     test: ImageSet,  # classes that neither has seen
-    **settings: Any,  # see `evaluate`: eps, steps, domain, name, device, seed
+    **settings: Any,  # see `evaluate`: eps, steps, domain, name, device, seed, workers, backbone
 ) -> pd.DataFrame:  # a row for each measure; columns before, after, gain (after - before) and direction
     "Evaluate two runs on the same test set, write both results into their folders, and give the table."
     columns = {"before": evaluate(before, test, **settings), "after": evaluate(after, test, **settings)}

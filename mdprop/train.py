@@ -6,7 +6,9 @@
 __all__ = ['OPTIMIZERS', 'create_loss', 'create_miner', 'create_augmentation', 'training_step', 'learning_rate', 'Training',
            'derived_seed', 'seeded', 'Trainer', 'fit']
 
-# %% ../nbs/08_train.ipynb #bc331e29
+# %% ../nbs/08_train.ipynb #ce064aa1
+import copy
+import hashlib
 import inspect
 import json
 import math
@@ -30,12 +32,12 @@ import mdprop
 from .data import ImageSet
 from .density import density_metrics
 from .model import Embedder, device_of, embed
-from .norm import convert_multi_norm
+from .norm import MultiNorm, convert_multi_norm
 from .recipes import Recipe, get_recipe
 from .retrieval import retrieval_metrics
 from .runs import FORMAT, Run, RunError, Snapshot, load_tensors, replacing, save_embeddings, save_snapshot, save_tensors, write_json
 
-# %% ../nbs/08_train.ipynb #256270e9
+# %% ../nbs/08_train.ipynb #0240e6fa
 def create_loss(
     loss: str | nn.Module,  # a loss of pytorch-metric-learning by name, or an object
     classes: int = 0,  # number of training classes, for losses with proxies
@@ -65,12 +67,15 @@ def _by_name(given: str | nn.Module, module: Any, kind: str, known: dict, option
     if cls is None:
         raise ValueError(f"unknown {kind.lower()} {given!r}: pytorch-metric-learning has {sorted(c.__name__ for c in found.values())}")
     wanted = inspect.signature(cls.__init__).parameters
-    return cls(**{key: value for key, value in known.items() if key in wanted}, **options)
+    try:
+        return cls(**{key: value for key, value in known.items() if key in wanted} | options)
+    except TypeError as error:
+        raise ValueError(f"{cls.__name__} cannot be built from {options}: {error}; give its options, or the object") from error
 
-# %% ../nbs/08_train.ipynb #f7cd7fee
+# %% ../nbs/08_train.ipynb #473dde14
 def create_augmentation(
-    augment: str | nn.Module | None,  # "affine", "photo", None, or a module from images to images
-    size: tuple[int, int],  # (height, width) of the images
+    augment: str | nn.Module | None,  # "affine", "crop", "photo", None, or a module from images to images
+    shape: tuple[int, int, int],  # (channels, height, width) of the images
 ) -> nn.Module:  # (n, c, h, w) pixels in [0, 1] to the same
     "The augmentation. Raises `ValueError` for an unknown name."
     if augment is None:
@@ -79,11 +84,14 @@ def create_augmentation(
         return augment
     if augment == "affine":
         return K.RandomAffine(degrees=10, translate=(0.08, 0.08), scale=(0.9, 1.1), padding_mode="border", p=1.0)
+    if augment == "crop":
+        return nn.Sequential(K.RandomResizedCrop(shape[1:]), K.RandomHorizontalFlip())
     if augment == "photo":
-        return nn.Sequential(K.RandomResizedCrop(size, scale=(0.4, 1.0)), K.RandomHorizontalFlip(), K.ColorJiggle(0.2, 0.2, 0.2, p=0.8))
-    raise ValueError(f"unknown augmentation {augment!r}: choose 'affine', 'photo', None, or give a module")
+        light = K.ColorJiggle(0.2, 0.2, 0.2, p=0.8) if shape[0] == 3 else K.RandomBrightness((0.8, 1.2), p=0.8)
+        return nn.Sequential(K.RandomResizedCrop(shape[1:], scale=(0.4, 1.0)), K.RandomHorizontalFlip(), light)
+    raise ValueError(f"unknown augmentation {augment!r}: choose 'affine', 'crop', 'photo', None, or give a module")
 
-# %% ../nbs/08_train.ipynb #6f1e0db5
+# %% ../nbs/08_train.ipynb #169bfdd9
 def training_step(
     model: nn.Module,  # in training mode, apart from what you froze
     recipe: Recipe,  # makes the batch
@@ -97,7 +105,8 @@ def training_step(
     batch = recipe.batch(model, images, labels, generator)
     with batch.routed(model):
         z = model(batch.images)
-    return loss(z, batch.labels, None if miner is None else miner(z, batch.labels))
+    with torch.autocast(z.device.type, enabled=False):  # half precision is too coarse for similarities
+        return loss(z, batch.labels, None if miner is None else miner(z, batch.labels))
 
 # %% ../nbs/08_train.ipynb #4f2fe802
 def learning_rate(
@@ -115,7 +124,7 @@ def learning_rate(
     left = 1 - (step - warmup) / max(total - warmup, 1)
     return base * {"cosine": 0.5 * (1 - math.cos(math.pi * left)), "linear": left, "constant": 1.0}[schedule]
 
-# %% ../nbs/08_train.ipynb #08bd6717
+# %% ../nbs/08_train.ipynb #1dd5c4e7
 @dataclass(frozen=True)
 class Training:
     "How to train, apart from data, recipe and model: the keyword arguments of `fit`."
@@ -148,8 +157,23 @@ class Training:
         learning_rate(0, 1, 1.0, self.schedule)
 
     def settings(self) -> dict[str, Any]:
-        "As JSON; objects appear by what they print."
-        return {key: repr(value) if isinstance(value, nn.Module) else value for key, value in self.__dict__.items()}
+        "As JSON; an object appears as its type and numbers."
+        return {key: _described(value) for key, value in self.__dict__.items()}
+
+
+def _described(value: Any) -> Any:
+    "A setting as JSON: modules and other objects by type and the values that they hold."
+    if isinstance(value, dict):
+        return {str(key): _described(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_described(item) for item in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    held = dict(vars(value)) if hasattr(value, "__dict__") else {}
+    held |= held.pop("_modules", {})
+    plain = {key: _described(item) for key, item in held.items() if not key.startswith("_") and not isinstance(item, Tensor) and not callable(item)}
+    parts = {key: _described(item) for key, item in held.items() if isinstance(item, nn.Module)}
+    return {"type": type(value).__qualname__, **plain, **parts}
 
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
@@ -171,18 +195,17 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         torch.manual_seed(seed)
         yield
 
-# %% ../nbs/08_train.ipynb #1f83a663
+# %% ../nbs/08_train.ipynb #384104ae
 class Trainer:
     "Model, loss and optimiser of one run, on their way through the epochs. `fit` is the front door."
 
     def __init__(self, model: Embedder, recipe: Recipe, training: Training, train: ImageSet):
         self.model, self.recipe, self.training, self.train = model, recipe, training, train
-        if not model.training:  # otherwise parts in evaluation mode are meant to be: frozen norms stay frozen
-            model.train()
         self.device = device_of(model)
-        self.loss = create_loss(training.loss, len(train.class_names), model.dim, **(training.loss_options or {})).to(self.device)
+        loss = copy.deepcopy(training.loss)  # the caller's object keeps its proxies
+        self.loss = create_loss(loss, len(train.class_names), model.dim, **(training.loss_options or {})).to(self.device)
         self.miner = create_miner(training.miner, **(training.miner_options or {}))
-        self.augment = create_augmentation(training.augment, train.shape[1:])
+        self.augment = create_augmentation(training.augment, train.shape)
         parameters = [p for p in [*model.parameters(), *self.loss.parameters()] if p.requires_grad]
         self.optimizer = OPTIMIZERS[training.optimizer](parameters, lr=training.lr, weight_decay=training.weight_decay)
         self.sampler = train.class_batches(training.batch_size, training.per_class, seed=derived_seed(training.seed, 0, 1))
@@ -251,14 +274,14 @@ class Trainer:
             state.setdefault(int(index), {})[moment] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
-# %% ../nbs/08_train.ipynb #dc4b1b76
+# %% ../nbs/08_train.ipynb #d054969a
 def fit(
     train: ImageSet,  # training images; the validation classes are cut from them
     recipe: str | Recipe = "mdprop",  # a name in `mdprop.recipes.RECIPES`, or a recipe
     out: str | Path | None = None,  # the run folder; None: runs/RECIPE
     valid: float | ImageSet | None = 0.2,  # share of the training classes to validate on, or a set of its own; None: no validation, best is last
-    backbone: str | nn.Module = "resnet10",  # a name for `create_backbone`, a module, or a whole Embedder
-    dim: int = 128,  # dimensions of the embedding
+    backbone: str | nn.Module = "resnet10",  # a name for `create_backbone`, or a module or whole Embedder, of which a copy is trained
+    dim: int | None = 128,  # dimensions of the embedding; None: the backbone's features
     width: int = 16,  # channels of the first stage of our small ResNets
     pretrained: bool = False,  # weights from timm
     device: str | torch.device | None = None,  # None: a GPU if there is one
@@ -273,14 +296,14 @@ def fit(
     """
     recipe, settings = get_recipe(recipe), Training(**training)
     folder = Path(out if out is not None else f"runs/{recipe.name}")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    rest, held = train.hold_out_classes(valid) if isinstance(valid, float) else (train, valid or None)
+    device = _usable(device)
+    rest, held = _validation(train, valid)
     with seeded(derived_seed(settings.seed, 0), device):
         model = _embedder(backbone, rest, dim, width, pretrained)
         if len(recipe.domains) > 1:
             convert_multi_norm(model, recipe.domains, recipe.statistics)
         trainer = Trainer(model.to(device), recipe, settings, rest)
-    config = _config(recipe, settings, model, rest, held, pretrained)
+    config = _config(recipe, trainer, held, pretrained)
     done = _open_folder(folder, config, trainer, overwrite)
     if done == settings.epochs:
         return Run(folder)
@@ -294,28 +317,63 @@ def fit(
             _observe(folder, trainer, held, row, rows, epoch)
     return Run(folder)
 
-# %% ../nbs/08_train.ipynb #5dd6bf74
-def _embedder(backbone: str | nn.Module, train: ImageSet, dim: int, width: int, pretrained: bool) -> Embedder:
+# %% ../nbs/08_train.ipynb #a6e83349
+def _embedder(backbone: str | nn.Module, train: ImageSet, dim: int | None, width: int, pretrained: bool) -> Embedder:
     "The model, with the training images' own statistics as its input normalisation (ImageNet's where weights come from there)."
+    if isinstance(backbone, nn.Module):
+        if any(isinstance(module, MultiNorm) for module in backbone.modules()):
+            raise ValueError("this model has several domains already: train select_domain(model) instead, the recipe adds its own")
+        backbone = copy.deepcopy(backbone)
+        if not backbone.training:  # otherwise parts in evaluation mode are meant to be: frozen norms stay frozen
+            backbone.train()
     if isinstance(backbone, Embedder):
         return backbone
     mean, std = (None, None) if pretrained else train.pixel_statistics()
+    std = std and tuple(s if s > 1e-3 else 1.0 for s in std)  # a channel that is the same everywhere
     return Embedder(backbone, dim, train.shape, mean, std, width, pretrained)
 
 
-def _config(recipe: Recipe, settings: Training, model: Embedder, train: ImageSet, held: ImageSet | None, pretrained: bool) -> dict[str, Any]:
+def _usable(device: str | torch.device | None) -> torch.device:
+    try:
+        return torch.empty(0, device=device or ("cuda" if torch.cuda.is_available() else "cpu")).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def _validation(train: ImageSet, valid: float | ImageSet | None) -> tuple[ImageSet, ImageSet | None]:
+    "Training and validation images, which must not be the same ones."
+    if not valid:
+        return train, None
+    if not isinstance(valid, ImageSet):
+        return train.hold_out_classes(valid)
+    if valid.shape != train.shape:
+        raise ValueError(f"validation images have shape {valid.shape}, training images {train.shape}: open both with the same size")
+    named = [{(data.class_names[label], key) for label, key in zip(data.labels.tolist(), data.keys, strict=True)} for data in (train, valid)]
+    if both := named[0] & named[1]:
+        raise ValueError(f"{len(both)} validation images are training images (such as {min(both)}): split with train.hold_out_classes(0.2)")
+    return train, valid
+
+
+def _config(recipe: Recipe, trainer: Trainer, held: ImageSet | None, pretrained: bool) -> dict[str, Any]:
     "What decides the run, as JSON."
+    train, model = trainer.train, trainer.model
+    start = hashlib.sha256()
+    for name, tensor in sorted(trainer.tensors().items()):
+        start.update(name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    pixels = hashlib.sha256(train.raw_batch(range(0, len(train), max(1, len(train) // 64)))[0].numpy().tobytes())
     return dict(
         format=FORMAT,
-        recipe=asdict(recipe),
+        start=start.hexdigest()[:16],  # of all weights before the first step
+        recipe=_described(asdict(recipe)),
         domains=list(recipe.domains),
         model=model.config,
         pretrained=pretrained,
         data=dict(
-            name=train.name, images=len(train), shape=list(train.shape), fingerprint=train.fingerprint, class_names=train.class_names,
+            name=train.name, images=len(train), shape=list(train.shape), fingerprint=train.fingerprint, pixels=pixels.hexdigest()[:16],
+            class_names=train.class_names,
             valid=None if held is None else dict(name=held.name, images=len(held), fingerprint=held.fingerprint, class_names=held.class_names),
         ),
-        training=settings.settings(),
+        training=trainer.training.settings(),
         device=device_of(model).type,
         versions=dict(mdprop=mdprop.__version__, torch=torch.__version__, python=platform.python_version()),
     )  # fmt: skip
@@ -344,11 +402,12 @@ def _observe(folder: Path, trainer: Trainer, held: ImageSet | None, row: dict[st
     "Measure on the validation classes, and write snapshot, metrics and checkpoints; the last checkpoint comes last, it says that the epoch is complete."
     best = max((r.get("recall_at_1", -1.0) for r in rows), default=-1.0)
     if held is not None:
-        z = embed(trainer.model, held)
+        workers = trainer.training.workers
+        z = embed(trainer.model, held, workers=workers)
         row |= retrieval_metrics(z, held.labels) | density_metrics(z, held.labels)
         name = f"valid-{epoch:03d}"
         if epoch == 0:
-            save_snapshot(folder, Snapshot(z.numpy(), held.labels.numpy(), held.class_names, held.keys, held.thumbnails(), name))
+            save_snapshot(folder, Snapshot(z.numpy(), held.labels.numpy(), held.class_names, held.keys, held.thumbnails(workers=workers), name))
         else:
             save_embeddings(folder, name, z.numpy())
     if epoch == 0:

@@ -131,3 +131,25 @@ def test_parts_converted_apart_are_refused():
     model = nn.Sequential(convert_multi_norm(nn.BatchNorm1d(2)), convert_multi_norm(nn.BatchNorm1d(2)))
     with pytest.raises(ValueError, match="convert the whole model once"):
         domains_of(model)
+
+
+def test_copies_and_pickles_are_the_same_model():
+    import pickle  # what `torch.save(model)` and spawned processes do; mdprop itself never unpickles
+
+    torch.manual_seed(0)
+    model = convert_multi_norm(SmallResNet(width=4)).eval()
+    model.bn1.domain_norms["multi"].running_mean += 1
+    x = torch.rand(2, 3, 16, 16)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        for domain in DOMAINS:
+            with use_domain(model, domain), use_domain(twin, domain):
+                torch.testing.assert_close(twin(x), model(x))
+        assert twin.bn1.router is twin.layer1[0].bn1.router is not model.bn1.router
+
+
+def test_clone_copies_statistics_and_reset_does_not():
+    norm = nn.BatchNorm1d(3)
+    norm.running_mean += 2
+    for statistics, mean in (("clone", 2.0), ("reset", 0.0)):
+        converted = convert_multi_norm(copy.deepcopy(norm), statistics=statistics)
+        assert converted.running_mean.mean() == 2 and converted.domain_norms["multi"].running_mean.mean() == mean

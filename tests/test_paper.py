@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from mdprop.model import Embedder
 from mdprop.norm import convert_multi_norm
-from mdprop.recipes import mdprop_paper
-from mdprop.train import training_step
+from mdprop.recipes import PAPER_TRAINING, mdprop_paper
+from mdprop.train import Training, create_augmentation, create_loss, create_miner, learning_rate, training_step
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 EPS, LR, WEIGHT_DECAY = 0.01, 1e-3, 4e-4
@@ -173,3 +173,15 @@ def test_the_switches_of_the_papers_faults_change_what_they_name():
     assert moved(eps_units="pixels", bounds="pixels").abs().max() == pytest.approx(0.5)  # eps in pixels
     assert (moved(bounds="batch") + images).min() < 0.5 <= images.min()  # normalised extremes mix the channels: pixels may pass their own range
     assert (moved(eps_units="pixels", bounds="pixels") + images).max() <= 1
+
+
+def test_paper_training_is_the_papers():
+    training = Training(**{key: value for key, value in PAPER_TRAINING.items() if key in Training.__dataclass_fields__})
+    loss = create_loss(training.loss, **training.loss_options)
+    assert (loss.alpha, loss.beta, loss.base) == (2, 40, 0.5)
+    assert create_miner(training.miner, **training.miner_options).epsilon == 0.1
+    assert (training.optimizer, training.lr, training.weight_decay) == ("adam", 1e-5, 4e-4)
+    assert (training.batch_size, training.per_class, training.epochs) == (64, 2, 125)
+    assert {learning_rate(step, 1000, training.lr, training.schedule, int(training.warmup * 1000)) for step in range(1000)} == {1e-5}
+    augmentation = create_augmentation(training.augment, (3, 224, 224))
+    assert [type(part).__name__ for part in augmentation] == ["RandomResizedCrop", "RandomHorizontalFlip"]

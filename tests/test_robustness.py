@@ -12,7 +12,7 @@ from mdprop.data import glyphs
 from mdprop.model import Embedder, embed
 from mdprop.norm import convert_multi_norm, use_domain
 from mdprop.robustness import attacked_recall, compare, embed_attacked, evaluate
-from mdprop.runs import RunError
+from mdprop.runs import RunError, load_tensors
 from mdprop.train import fit
 
 
@@ -106,3 +106,36 @@ def test_a_folder_without_a_checkpoint_says_so(runs, sets, tmp_path):
     (tmp_path / "config.json").write_text((runs[0].path / "config.json").read_text())
     with pytest.raises(RunError, match="train it again"):
         evaluate(tmp_path, sets[1])
+
+
+def test_evaluate_measures_the_domain_the_checkpoint_and_the_targets_that_it_names(sets, tmp_path, monkeypatch):
+    train, test = sets
+    run = fit(train, "mdprop", tmp_path / "run", epochs=4, lr=0.03, width=4, dim=8, batch_size=24, per_class=3, progress=False)
+    best, last = (embed(run.model(checkpoint), test) for checkpoint in ("best", "last"))
+    attacks = []
+
+    def spy(model, images, attack, domain=None, **options):
+        attacks.append((attack.targets, attack.eps, attack.steps, domain))
+        return embed(model, images, domain)
+
+    monkeypatch.setattr("mdprop.robustness.embed_attacked", spy)
+    evaluate(run, test, eps=0.01, steps=3)
+    np.testing.assert_array_equal(run.snapshot("test").z, best.numpy())
+    if load_tensors(run.path / "best.safetensors")[1]["epoch"] < 4:
+        assert not np.array_equal(run.snapshot("test").z, last.numpy())
+    evaluate(run, test, eps=0.01, steps=3, domain="multi", name="multi")
+    np.testing.assert_array_equal(run.snapshot("multi").z, embed(run.model(), test, "multi").numpy())
+    assert not np.array_equal(run.snapshot("multi").z, best.numpy())
+    assert attacks == [(k, 0.01, 3, domain) for domain in (None, "multi") for k in (1, 5)]
+
+
+def test_validation_classes_count_as_seen_and_names_stay_apart(runs, sets):
+    train, test = sets
+    held = train.keep_classes([train.class_names.index(name) for name in runs[0].config["data"]["valid"]["class_names"]])
+    with pytest.warns(UserWarning, match="were in the training"):
+        evaluate(runs[0], held, eps=0, steps=0, name="set-a")
+    evaluate(runs[0], test, eps=0, steps=0, name="set-b")
+    assert runs[0].snapshot("set-a").keys == held.keys and runs[0].snapshot("set-b").keys == test.keys
+    for name in ("valid", "../up", "a/b", ""):
+        with pytest.raises(RunError, match="cannot name a snapshot"):
+            evaluate(runs[0], test, eps=0, steps=0, name=name)

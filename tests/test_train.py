@@ -15,8 +15,9 @@ from pytorch_metric_learning import losses
 from mdprop.data import ImageSet, SplitError, glyphs, image_folder
 from mdprop.model import Embedder, embed
 from mdprop.norm import domains_of
-from mdprop.recipes import Branch, FeatureAttack, Recipe
-from mdprop.runs import Run, RunError, load
+from mdprop.recipes import Branch, FeatureAttack, Recipe, mdprop_paper
+from mdprop.robustness import compare
+from mdprop.runs import Run, RunError, load_tensors
 from mdprop.train import create_loss, derived_seed, fit, learning_rate
 
 QUICK = dict(epochs=1, width=4, dim=8, batch_size=16, per_class=2, progress=False)
@@ -51,13 +52,13 @@ def test_a_loss_object_is_the_loss_of_that_name(few, tmp_path):
 
 
 def test_proxies_are_trained(few, tmp_path):
-    fit(few, "plain", tmp_path / "run", loss="proxy_anchor", **QUICK | dict(epochs=2))
-    from mdprop.runs import load_tensors
-
-    tensors, _ = load_tensors(tmp_path / "run" / "last.safetensors")
-    torch.manual_seed(0)
-    assert tensors["loss.proxies"].shape == (len(load(tmp_path / "run").config["data"]["class_names"]), 8)
-    assert any(name.startswith("optimizer.") for name in tensors)
+    loss = losses.ProxyAnchorLoss(num_classes=10, embedding_size=8)
+    start = loss.proxies.detach().clone()
+    run = fit(few, "plain", tmp_path / "run", loss=loss, **QUICK)
+    assert len(run.config["data"]["class_names"]) <= 10
+    tensors, _ = load_tensors(run.path / "last.safetensors")
+    assert (tensors["loss.proxies"] - start).abs().max() > 1e-4
+    assert torch.equal(loss.proxies, start)  # the caller's object is not trained, a copy is
 
 
 def test_a_timm_backbone_by_name(few, tmp_path):
@@ -115,19 +116,83 @@ def test_an_adversarial_recipe_in_one_norm_trains(few, tmp_path):
         domains_of(run.model())
 
 
-def test_the_validation_classes_are_not_trained_on(few, tmp_path):
-    seen = []
+def test_the_validation_images_are_not_trained_on(few, tmp_path):
+    seen = set()
 
     class Spy(torch.nn.Module):
-        def forward(self, z, labels, mined=None):
-            seen.append(len(labels))
-            return z.sum() * 0
+        def forward(self, x):
+            seen.update(image.numpy().tobytes() for image in (x * 255).round().byte())
+            return x
 
-    run = fit(few, "plain", tmp_path / "run", loss=Spy(), **QUICK)
+    run = fit(few, "plain", tmp_path / "run", augment=Spy(), **QUICK | dict(epochs=3))
     data = run.config["data"]
     assert set(data["class_names"]).isdisjoint(data["valid"]["class_names"])
     assert data["images"] + data["valid"]["images"] == len(few)
-    assert seen and set(seen) == {16}
+    raw, labels, _ = few.raw_batch(range(len(few)))
+    for image, label in zip(raw, labels.tolist(), strict=True):
+        if few.class_names[label] in data["valid"]["class_names"]:
+            assert image.numpy().tobytes() not in seen
+    assert len(seen) > data["images"] / 2
+
+
+def test_validating_on_training_images_is_refused(few, tmp_path):
+    with pytest.raises(ValueError, match="validation images are training images"):
+        fit(few, "plain", tmp_path / "run", valid=few, **QUICK)
+    rest, held = few.hold_out_classes(0.3)
+    run = fit(rest, "plain", tmp_path / "run", valid=held, **QUICK)
+    assert run.config["data"]["valid"]["class_names"] == held.class_names
+
+
+CHANGES = [
+    dict(clip_grad=1e-3, optimizer="adam", weight_decay=0.1), dict(miner="batch_hard", loss="triplet_margin"), dict(schedule="constant"), dict(warmup=0.5),
+    dict(augment=None), dict(augment="photo"), dict(optimizer="adam", weight_decay=0.1), dict(precision="bfloat16"), dict(per_class=4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_every_setting_reaches_the_training(few, tmp_path, change):
+    before = {"loss": "triplet_margin"} if "miner" in change else {"optimizer": "adam", "weight_decay": 0.1} if "clip_grad" in change else {}
+    settings = QUICK | dict(batch_size=8, lr=0.01)
+    assert not same(weights(fit(few, "plain", tmp_path / "a", **settings | before)), weights(fit(few, "plain", tmp_path / "b", **settings | change)))
+
+
+def test_the_recipes_statistics_reach_the_model(few, tmp_path):
+    torch.manual_seed(0)
+    model = Embedder("resnet10", dim=6, image_shape=few.shape, width=4)
+    model.backbone.bn1.running_mean.fill_(3.0)
+    model.backbone.bn1.momentum = 0.0  # what it starts with stays
+    for statistics, mean in (("reset", 0.0), ("clone", 3.0)):
+        run = fit(few, mdprop_paper(statistics=statistics), tmp_path / statistics, backbone=model, **QUICK)
+        assert run.model("last").backbone.bn1.domain_norms["multi"].running_mean.mean() == mean
+
+
+def test_other_inputs_in_the_same_folder_are_another_run(few, tmp_path):
+    own = lambda seed: torch.manual_seed(seed) and torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4))
+    fit(few, "plain", tmp_path / "run", backbone=own(1), loss=losses.ContrastiveLoss(neg_margin=0.5), **QUICK)
+    fit(few, "plain", tmp_path / "run", backbone=own(1), loss=losses.ContrastiveLoss(neg_margin=0.5), **QUICK)
+    upside_down = ImageSet(few.in_memory().images.flip(2), few.labels, few.class_names, few.keys, few.name, few.split_rule, few.groups)
+    for data, seed, margin in ((few, 2, 0.5), (few, 1, 0.6), (upside_down, 1, 0.5)):
+        with pytest.raises(RunError, match="holds another run"):
+            fit(data, "plain", tmp_path / "run", backbone=own(seed), loss=losses.ContrastiveLoss(neg_margin=margin), **QUICK)
+
+
+def test_a_module_of_your_own_is_copied_and_its_runs_can_be_measured(few, tmp_path):
+    own = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4)).eval()
+    rest, test = few.split_classes()
+    settings = QUICK | dict(valid=None, batch_size=8)
+    before, after = (fit(rest, recipe, tmp_path / recipe, backbone=own, **settings) for recipe in ("plain", "mdprop"))
+    assert after.model(backbone=own).backbone[1].running_mean.abs().sum() > 0  # trained in training mode
+    assert type(own[1]) is torch.nn.BatchNorm2d and own[1].running_mean.abs().sum() == 0
+    assert compare(before, after, test, steps=1, backbone=own).loc["recall_at_1"].notna().all()
+    with pytest.raises(ValueError, match="has several domains already"):
+        fit(rest, "plain", tmp_path / "again", backbone=after.model(backbone=own), **settings)
+
+
+def test_a_channel_without_variation_trains(few, tmp_path):
+    images = few.batch(range(len(few)))[0].expand(-1, 3, -1, -1).clone()
+    images[:, 1] = 0
+    run = fit(ImageSet.from_arrays(images, few.labels, few.class_names), "plain", tmp_path / "run", **QUICK)
+    assert np.isfinite(run.metrics["loss"]).all()
 
 
 def test_plain_and_mdprop_take_the_same_steps_on_the_same_clean_images(few, tmp_path):
@@ -191,8 +256,6 @@ def test_a_finished_run_is_given_back_and_another_is_refused(few, tmp_path):
 
 def test_the_best_checkpoint_is_of_the_best_validation_epoch(few, tmp_path):
     run = fit(few, "plain", tmp_path / "run", **QUICK | dict(epochs=4, lr=0.05))
-    from mdprop.runs import load_tensors
-
     _, facts = load_tensors(run.path / "best.safetensors")
     assert facts["epoch"] == run.metrics["recall_at_1"].idxmax() + 1
     best = run.snapshot(f"valid-{facts['epoch']:03d}")
@@ -212,6 +275,7 @@ def test_the_bar_shows_loss_rate_and_time_left(few, tmp_path, capsys):
         (dict(epochs=0), "epochs >= 1"), (dict(lr=0), "lr > 0"), (dict(schedule="cosin"), "unknown schedule"),
         (dict(precision="fp16"), "unknown precision"), (dict(augment="flip"), "unknown augmentation"), (dict(loss="triplett"), "unknown loss"),
         (dict(backbone="resnet1000"), "unknown backbone|not installed"), (dict(recipe="mdrop"), "unknown recipe"),
+        (dict(device="cuda:77"), "cannot be used here"), (dict(loss="manifold"), "cannot be built"), (dict(width=0), "at least 1"), (dict(dim=0), "at least 1"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_before_anything_is_written(few, tmp_path, wrong, message):
@@ -230,7 +294,7 @@ def test_an_embedder_of_your_own_goes_in_as_it_is(few, tmp_path):
     model = Embedder("resnet10", dim=6, image_shape=few.shape, width=4)
     run = fit(few, "plain", tmp_path / "run", backbone=model, **QUICK)
     assert embed(run.model("last"), few).shape == (len(few), 6)
-    torch.testing.assert_close(embed(run.model("last"), few), embed(model, few))
+    assert not torch.allclose(embed(run.model("last"), few), embed(model, few))  # yours is as it was, a copy was trained
 
 
 def test_frozen_norms_stay_frozen_through_training_and_validation(few, tmp_path):
@@ -238,10 +302,11 @@ def test_frozen_norms_stay_frozen_through_training_and_validation(few, tmp_path)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval().requires_grad_(False)
-    statistics = model.backbone.bn1.running_mean.clone()
-    fit(few, "mdprop", tmp_path / "run", backbone=model, **QUICK | dict(epochs=2))
-    assert torch.equal(model.backbone.bn1.running_mean, statistics)
-    assert model.training and not model.backbone.bn1.training and model.head.training
+    statistics, model.backbone.bn1.running_mean[:] = 0.1, 0.1
+    run = fit(few, "mdprop", tmp_path / "run", backbone=model, **QUICK | dict(epochs=2))
+    for norm in (run.model("last").backbone.bn1, *run.model("last").backbone.bn1.domain_norms.values()):
+        assert (norm.running_mean == torch.tensor(statistics)).all()
+    assert not same({"w": run.model("last").head.weight}, {"w": model.head.weight})
 
 
 def test_seeds_and_rates():

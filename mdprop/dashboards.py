@@ -56,7 +56,12 @@ def _from_array(
         raise ValueError(f"{len(names)} class names for {len(found)} classes: pass one for every class, in the order of the sorted labels")
     return Snapshot(rows, classes.astype(np.int64), names, [f"image {i}" for i in range(len(rows))], images, name="test", run=name)
 
-# %% ../nbs/13_dashboards.ipynb #ce75df5f
+# %% ../nbs/13_dashboards.ipynb #0a4120dd
+def _side_name(side: Snapshot, number: int) -> str:
+    "The run, and what was embedded where that is not the test set."
+    return f"embedding {number}" if not side.run else side.run if side.name == "test" else f"{side.run}, {side.name}"
+
+
 def _check_same_items(before: Snapshot, after: Snapshot) -> None:
     "Raise ValueError, with the first difference and the remedy, unless both sides are of the same items."
     remedy = "measure both runs on the same images, e.g. with compare(before, after, data), and pass those"
@@ -121,7 +126,7 @@ class ViewState(traitlets.HasTraits):
         values = {name: getattr(self, name) for name in self.trait_names()}
         return values | {"selection": selected_indices(self.selection, 8 * len(self.selection)).tolist()}
 
-# %% ../nbs/13_dashboards.ipynb #b159c767
+# %% ../nbs/13_dashboards.ipynb #ac9ecf4d
 class DensityDashboard:
     "Two embeddings of the same items side by side: linked panels, density lines, class filter, images under the pointer, measures of the full space."
 
@@ -149,7 +154,7 @@ class DensityDashboard:
         _check_same_items(self.before, self.after)
         if layout not in PROJECTIONS:
             raise ValueError(f"layout must be one of {PROJECTIONS}, got {layout!r}")
-        self.names = tuple(names or (self.before.run or "embedding 1", self.after.run or "embedding 2"))
+        self.names = tuple(names or (_side_name(self.before, 1), _side_name(self.after, 2)))
         self.seed = seed
         cards, spread = _measures(self.before, self.after)
         shown = view_state(

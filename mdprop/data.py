@@ -90,7 +90,7 @@ def spread_evenly(
     offset = (total - 1) // 2
     return [i for i in range(total) if ((i + 1) * count + offset) // total > (i * count + offset) // total]
 
-# %% ../nbs/00_data.ipynb #b9a2f02a
+# %% ../nbs/00_data.ipynb #661bef5f
 class ImageSet(Dataset):
     "Labelled images of one shape: uint8 in memory or decoded on demand, split by class, batched by class."
 
@@ -216,13 +216,14 @@ class ImageSet(Dataset):
         return self._cut({groups[i] for i in held}, "train", "valid", stem)
 
     def _held_count(self, share: float, total: int, up: bool = False) -> int:
-        "How many of `total` groups a share is, rounded down or up: at least one, and at least one left."
+        "How many of `total` groups a share is, rounded down or up; both parts get two classes at least, where there are four."
         if not 0 < share < 1: raise SplitError(f"{self.name}: the share {share} of the classes to hold out must lie between 0 and 1")
         if total < 2:
             unit = "class" if len(set(self.groups)) == len(self.class_names) else "family of classes"
             raise SplitError(f"{self.name}: one {unit} cannot be split into two class-disjoint parts; use a set with more classes")
         count = total - int(total * (1 - share) + 1e-9) if up else int(total * share + 1e-9)
-        return min(max(count, 1), total - 1)
+        least = min(2, total // 2) if total == len(self.class_names) else 1  # a part of one class has nothing to be told apart from
+        return min(max(count, least), total - least)
 
     def _cut(self, held: set[int], rest_name: str, held_name: str, stem: str | None = None) -> tuple["ImageSet", "ImageSet"]:
         "Two parts: the classes outside and inside of the held groups."
@@ -356,7 +357,7 @@ def _deal(deck: np.ndarray, cards: np.ndarray, need: int, random: np.random.Gene
         deck = np.concatenate([deck, fresh[~again], fresh[again]])
     return deck[:need], deck[need:]
 
-# %% ../nbs/00_data.ipynb #d05e6fca
+# %% ../nbs/00_data.ipynb #0e0525fa
 class ClassBatches(Sampler[list[int]]):
     "Batches of `batch_size / per_class` classes with `per_class` different images each; every epoch differs, every seed repeats."
 
@@ -376,7 +377,7 @@ class ClassBatches(Sampler[list[int]]):
         if per_class > 1 and counts.min() == 1:
             alone = data.class_names[int(counts.argmin())]
             raise OneImageClassError(f"{data.name}: class {alone!r} has one image and so no pair ({int((counts == 1).sum())} such). "
-                                     "Add images, or leave such classes out: data.drop_small_classes(2)")
+                                     "Add images, or leave such classes out (take their folder away, or in Python data.drop_small_classes(2))")
         if counts.min() < per_class:
             small = data.class_names[int(counts.argmin())]
             warnings.warn(f"{data.name}: class {small!r} has {int(counts.min())} images, fewer than per_class={per_class}: "

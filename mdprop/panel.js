@@ -332,7 +332,7 @@ class View {
     const many = this.names.length;
     this.search = h("input", { type: "search", class: "mdp-search", placeholder: `Search ${plural(many, "class", "classes")}`, "aria-label": "Search classes", on: { input: () => this.listRows() } });
     const orders = [["name", "by name"], ["size", "by size"]];
-    if (this.spread.length) orders.push(["looser", "most spread out"], ["tighter", "most drawn together"]);
+    if (this.spread.length) orders.push(["looser", "spread out most"], ["tighter", "drew together most"]);
     this.order = h("select", { class: "mdp-order", "aria-label": "Order of the classes", on: { change: () => this.listRows() } }, ...orders.map(([value, text]) => h("option", { value, text })));
     this.picked = h("span", { class: "mdp-picked" });
     this.none = h("button", { type: "button", class: "mdp-button", text: "Clear", "aria-label": "Clear the class filter", on: { click: () => this.set("class_filter", []) } });

@@ -56,7 +56,7 @@ def write_json(
     with replacing(path) as aside:
         aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
-# %% ../nbs/07_runs.ipynb #cbc4f758
+# %% ../nbs/07_runs.ipynb #35ac2e3b
 def save_tensors(
     path: Path,  # a .safetensors file
     tensors: dict[str, Tensor],  # what to keep
@@ -65,7 +65,10 @@ def save_tensors(
     "Write tensors and facts as one safetensors file, all or nothing."
     flat = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     with replacing(path) as aside:
+        aside.touch()
+        rights = aside.stat().st_mode
         save_file(flat, aside, metadata={"facts": json.dumps(facts)})
+        aside.chmod(rights)  # those of every other file: safetensors would keep it to the user
 
 
 def load_tensors(
@@ -73,6 +76,9 @@ def load_tensors(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:  # the tensors on the CPU, and the facts
     "Read it back. Raises `RunError` for a file that is missing or damaged."
     if not path.is_file():
+        other = path.with_name({"best": "last", "last": "best"}.get(path.stem, "") + path.suffix)
+        if other.is_file():
+            raise RunError(f"{path} is missing: take the {other.stem} checkpoint, model({other.stem!r})")
         raise RunError(f"{path} is missing: the run was stopped before its first checkpoint, train it again")
     try:
         with safe_open(path, "pt") as file:
@@ -139,7 +145,17 @@ def _snapshot_path(folder: Path, name: str) -> Path:
 def _items_path(folder: Path, name: str) -> Path:
     return folder / "items" / ("valid.npz" if TRAINING_SNAPSHOT.fullmatch(name) else f"{name}.npz")
 
-# %% ../nbs/07_runs.ipynb #7c2163f2
+# %% ../nbs/07_runs.ipynb #4d6bd973
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}): restore it, or train the run again") from error
+    if not isinstance(found, dict):
+        raise RunError(f"{path} is not what mdprop writes: restore it, or train the run again")
+    return found
+
+
 FORMAT = 1  # raised when a run folder of an earlier version could no longer be read
 
 
@@ -154,7 +170,7 @@ class Run:
         if not (self.path / "config.json").is_file():
             there = "does not exist" if not self.path.exists() else "has no config.json"
             raise RunError(f"{self.path} {there}: give the folder that fit(..., out=...) or `mdprop train` wrote")
-        self.config: dict[str, Any] = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        self.config: dict[str, Any] = _read_json(self.path / "config.json")
         if self.config.get("format") != FORMAT:
             version = (self.config.get("versions") or {}).get("mdprop", "of its time")
             raise RunError(f"{self.path} has format {self.config.get('format')}, this mdprop reads {FORMAT}: open it with mdprop {version}")
@@ -174,7 +190,7 @@ class Run:
     def results(self) -> dict[str, Any]:
         "What evaluations have found so far, by the name of the set."
         path = self.path / "results.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return _read_json(path) if path.exists() else {}
 
     @property
     def snapshots(self) -> list[str]:

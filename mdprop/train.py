@@ -6,17 +6,19 @@
 __all__ = ['OPTIMIZERS', 'create_loss', 'create_miner', 'create_augmentation', 'training_step', 'learning_rate', 'Training',
            'derived_seed', 'seeded', 'Trainer', 'fit']
 
-# %% ../nbs/08_train.ipynb #ce064aa1
+# %% ../nbs/08_train.ipynb #efd541d0
 import copy
+import difflib
 import hashlib
 import inspect
 import json
 import math
 import platform
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ from .recipes import Recipe, get_recipe
 from .retrieval import retrieval_metrics
 from .runs import FORMAT, Run, RunError, Snapshot, load_tensors, replacing, save_embeddings, save_snapshot, save_tensors, write_json
 
-# %% ../nbs/08_train.ipynb #0240e6fa
+# %% ../nbs/08_train.ipynb #8824dd5b
 def create_loss(
     loss: str | nn.Module,  # a loss of pytorch-metric-learning by name, or an object
     classes: int = 0,  # number of training classes, for losses with proxies
@@ -60,6 +62,8 @@ def _by_name(given: str | nn.Module, module: Any, kind: str, known: dict, option
     if not isinstance(given, str):
         if options:
             raise ValueError(f"options {options} are for a {kind.lower()} given by name: build them into your {type(given).__name__}")
+        if not isinstance(given, nn.Module):
+            raise ValueError(f"a {kind.lower()} must be a name or an object, such as {module.__name__}.SomeName(): got {given!r}")
         return given
     found = {name.lower(): getattr(module, name) for name in dir(module) if name.endswith(kind) and not name.startswith("Base")}
     plain_name = given.replace("_", "").lower()
@@ -124,7 +128,7 @@ def learning_rate(
     left = 1 - (step - warmup) / max(total - warmup, 1)
     return base * {"cosine": 0.5 * (1 - math.cos(math.pi * left)), "linear": left, "constant": 1.0}[schedule]
 
-# %% ../nbs/08_train.ipynb #1dd5c4e7
+# %% ../nbs/08_train.ipynb #add2bb48
 @dataclass(frozen=True)
 class Training:
     "How to train, apart from data, recipe and model: the keyword arguments of `fit`."
@@ -148,8 +152,12 @@ class Training:
     workers: int = 0  # processes that decode images
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 2 or self.per_class < 1 or self.lr <= 0 or not 0 <= self.warmup < 1:
-            raise ValueError(f"wants epochs >= 1, batch_size >= 2, per_class >= 1, lr > 0, warmup in [0, 1): got {self}")
+        for name, fine, wanted in (
+            ("epochs", self.epochs >= 1, "1 or more"), ("batch_size", self.batch_size >= 2, "2 or more"), ("per_class", self.per_class >= 1, "1 or more"),
+            ("lr", self.lr > 0, "more than 0"), ("warmup", 0 <= self.warmup < 1, "a share of the steps, 0 or more and below 1"),
+        ):  # fmt: skip
+            if not fine:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be {wanted}")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"unknown optimizer {self.optimizer!r}: choose one of {sorted(OPTIMIZERS)}")
         if self.precision not in ("auto", "float32", "bfloat16"):
@@ -274,7 +282,7 @@ class Trainer:
             state.setdefault(int(index), {})[moment] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
-# %% ../nbs/08_train.ipynb #d054969a
+# %% ../nbs/08_train.ipynb #9b12ef8a
 def fit(
     train: ImageSet,  # training images; the validation classes are cut from them
     recipe: str | Recipe = "mdprop",  # a name in `mdprop.recipes.RECIPES`, or a recipe
@@ -291,13 +299,15 @@ def fit(
 ) -> Run:
     """Train an embedding model by a recipe, and give back its run.
 
-    A folder that holds the same run is resumed, or given back if finished; one that holds another run is a `RunError`. Unknown settings are a `TypeError`,
-    impossible ones a `ValueError`.
+    A folder that holds the same run is resumed, or given back if finished; one that holds another run, or files that are none of a run, is a `RunError`.
+    Unknown settings are a `TypeError`, impossible ones a `ValueError`. Where a batch would need more classes than there are, it is made smaller, and where
+    there are too few classes to hold two out, nothing is validated; both with a warning. All settings and their defaults: `help(Training)`.
     """
-    recipe, settings = get_recipe(recipe), Training(**training)
+    recipe, settings = get_recipe(recipe), _settings(training)
     folder = Path(out if out is not None else f"runs/{recipe.name}")
     device = _usable(device)
     rest, held = _validation(train, valid)
+    settings = _fitting(settings, rest)
     with seeded(derived_seed(settings.seed, 0), device):
         model = _embedder(backbone, rest, dim, width, pretrained)
         if len(recipe.domains) > 1:
@@ -305,8 +315,6 @@ def fit(
         trainer = Trainer(model.to(device), recipe, settings, rest)
     config = _config(recipe, trainer, held, pretrained)
     done = _open_folder(folder, config, trainer, overwrite)
-    if done == settings.epochs:
-        return Run(folder)
     rows = Run(folder).metrics.query("epoch <= @done").to_dict("records")
     if done == 0:
         _observe(folder, trainer, held, {}, [], 0)
@@ -317,9 +325,11 @@ def fit(
             _observe(folder, trainer, held, row, rows, epoch)
     return Run(folder)
 
-# %% ../nbs/08_train.ipynb #a6e83349
+# %% ../nbs/08_train.ipynb #7ad0c2bb
 def _embedder(backbone: str | nn.Module, train: ImageSet, dim: int | None, width: int, pretrained: bool) -> Embedder:
     "The model, with the training images' own statistics as its input normalisation (ImageNet's where weights come from there)."
+    if not isinstance(backbone, str | nn.Module):
+        raise ValueError(f"backbone must be a name or a module, such as MyNet() rather than MyNet: got {backbone!r}")
     if isinstance(backbone, nn.Module):
         if any(isinstance(module, MultiNorm) for module in backbone.modules()):
             raise ValueError("this model has several domains already: train select_domain(model) instead, the recipe adds its own")
@@ -345,13 +355,42 @@ def _validation(train: ImageSet, valid: float | ImageSet | None) -> tuple[ImageS
     if not valid:
         return train, None
     if not isinstance(valid, ImageSet):
-        return train.hold_out_classes(valid)
+        parts = train.hold_out_classes(valid)
+        if min(len(part.class_names) for part in parts) > 1:
+            return parts
+        warnings.warn(
+            f"{train.name} has {len(train.class_names)} classes, too few to hold two out for validation and keep two: all of them train, nothing is validated, "
+            "and the best checkpoint is the last. Four classes or more can be validated; valid=None says that this is meant", stacklevel=3,
+        )  # fmt: skip
+        return train, None
     if valid.shape != train.shape:
         raise ValueError(f"validation images have shape {valid.shape}, training images {train.shape}: open both with the same size")
     named = [{(data.class_names[label], key) for label, key in zip(data.labels.tolist(), data.keys, strict=True)} for data in (train, valid)]
     if both := named[0] & named[1]:
         raise ValueError(f"{len(both)} validation images are training images (such as {min(both)}): split with train.hold_out_classes(0.2)")
     return train, valid
+
+
+def _settings(given: dict[str, Any]) -> Training:
+    "Raises `TypeError` for a name that is no setting, with the one that may have been meant."
+    known = [field.name for field in fields(Training)]
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, [*known, *inspect.signature(fit).parameters], 1)
+            raise TypeError(f"fit has no setting {name!r}" + (f": did you mean {close[0]!r}?" if close else f", only {', '.join(known)}"))
+    return Training(**given)
+
+
+def _fitting(settings: Training, train: ImageSet) -> Training:
+    "The settings, with a batch that the training classes can fill."
+    most = len(train.class_names) * settings.per_class
+    if settings.per_class == 1:
+        warnings.warn("per_class=1 puts no two images of a class into a batch: losses on pairs and triplets have nothing to pull together", stacklevel=3)
+    if settings.batch_size <= most or len(train.class_names) < 2:
+        return settings
+    full = f"with per_class={settings.per_class} a batch holds {most} images, not batch_size={settings.batch_size}"
+    warnings.warn(f"{train.name} has {len(train.class_names)} classes: {full}", stacklevel=3)
+    return replace(settings, batch_size=most)
 
 
 def _config(recipe: Recipe, trainer: Trainer, held: ImageSet | None, pretrained: bool) -> dict[str, Any]:
@@ -381,21 +420,46 @@ def _config(recipe: Recipe, trainer: Trainer, held: ImageSet | None, pretrained:
 
 def _open_folder(folder: Path, config: dict[str, Any], trainer: Trainer, overwrite: bool) -> int:
     "Start, resume or refuse: gives the number of finished epochs."
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file: choose a folder with out=")
     if (folder / "config.json").exists() and not overwrite:
-        ours, theirs = ({k: v for k, v in c.items() if k not in ("versions", "device")} for c in (json.loads(json.dumps(config)), Run(folder).config))
-        different = sorted(k for k in ours if ours[k] != theirs.get(k))
+        different = _differences(Run(folder).config, json.loads(json.dumps(config)))
         if different:
-            raise RunError(f"{folder} holds another run (it differs in {', '.join(different)}): choose another out=, or give overwrite=True to replace it")
+            raise RunError(f"{folder} holds another run: choose another out=, or give overwrite=True to replace it. It differs in {different}")
         if (folder / "last.safetensors").exists():
             tensors, facts = load_tensors(folder / "last.safetensors")
             trainer.restore(tensors)
             return facts["epoch"]
+    elif not overwrite and folder.is_dir() and any(folder.iterdir()):
+        raise RunError(f"{folder} is not empty, and what it holds is not a run: choose another out=, or give overwrite=True to put a run there")
     for name in ("last.safetensors", "best.safetensors", "metrics.csv", "results.json"):
         (folder / name).unlink(missing_ok=True)
     for path in [*folder.glob("embeddings/*.npz"), *folder.glob("items/*.npz")]:
         path.unlink()
     write_json(folder / "config.json", config)
     return 0
+
+
+def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    "What two configurations differ in, in words: the first three settings, and how many more."
+
+    def flat(value: Any, name: str = "") -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {name: value}
+        return {key: leaf for part, inner in value.items() for key, leaf in flat(inner, f"{name}.{part}" if name else part).items()}
+
+    one, two = ({key: leaf for key, leaf in flat(c).items() if key.split(".")[0] not in ("versions", "device")} for c in (theirs, ours))
+    different = [key for key in sorted({**one, **two}) if one.get(key) != two.get(key)]
+    if different == ["start"]:
+        return "the weights before the first step: a backbone of your own must start from the same ones, build it after torch.manual_seed(...)"
+    told = [key for key in different if key != "start"]  # other settings make other weights
+    shown = [f"{key} ({_short(one.get(key))} there, {_short(two.get(key))} here)" for key in told[:3]]
+    return ", ".join(shown) + (f" and {len(told) - 3} more" if len(told) > 3 else "")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _observe(folder: Path, trainer: Trainer, held: ImageSet | None, row: dict[str, float], rows: list[dict], epoch: int) -> None:

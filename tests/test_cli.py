@@ -2,7 +2,9 @@
 
 import re
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mdprop.cli import create_parser, main
 from mdprop.runs import load
@@ -41,9 +43,40 @@ def test_train_evaluate_compare(here, capsys):
     main("evaluate runs/plain --size 16 --steps 1".split())
     main("compare runs/plain runs/mdprop --size 16 --steps 1 --html both.html".split())
     text = capsys.readouterr().out
-    assert "next: mdprop evaluate runs/plain --data glyphs --size 16" in text
+    assert "next: mdprop evaluate runs/plain --data glyphs" in text
     assert re.search(r"recall_at_1 +[\d.]+%", text) and "pi_ratio" in text
     assert (here / "both.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_forty_photos_in_six_folders_train_and_are_measured(here, capfd):
+    "What somebody with some photos would type, in the order of the help: nothing but the folder is given."
+    rng = np.random.default_rng(0)
+    for i, kind in enumerate(("ash", "beech", "cedar", "elm", "fir", "oak")):
+        (here / "photos" / kind).mkdir(parents=True)
+        for k in range(7):
+            pixels = np.uint8(rng.integers(0, 60, (50 + 7 * k, 90, 3)) + 30 * i)
+            Image.fromarray(pixels).save(here / "photos" / kind / f"{k}.jpg")
+    main("data --data folder:photos".split())
+    assert "test classes: 3 (21 images): elm, fir, oak" in capfd.readouterr().out
+    main("train --data folder:photos --epochs 1 --width 4 --dim 8 --size 32 --out runs/photos --quiet".split())
+    shown = capfd.readouterr()
+    assert "nothing was validated" in shown.out and "mdprop: photos-train has 3 classes" in shown.err and "UserWarning" not in shown.err
+    main("evaluate runs/photos --data folder:photos --steps 1".split())
+    assert re.search(r"recall_at_1 +[\d.]+% +higher", capfd.readouterr().out)
+
+
+@pytest.mark.parametrize("line", ["evaluate r --eps 0.03", "evaluate r --eps 300", "evaluate r --steps 0", "demo --epochs 0"])
+def test_values_out_of_range_are_told_by_the_parser(line, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(line.split())
+    assert stop.value.code == 2 and "must be" in capsys.readouterr().err
+
+
+def test_help_shows_defaults_where_there_are_any(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = capsys.readouterr().out
+    assert "(default: 0.002)" in text and "(default: None)" not in text and "(default: False)" not in text
 
 
 def test_data_says_what_is_there(capsys):
@@ -64,8 +97,10 @@ def test_data_opens_own_photos_and_omniglot(real_data, capsys):
         ("train --data cub", "unknown data 'cub'"),
         ("train --data folder:nowhere", "nowhere"),
         ("train --loss triplett --quiet", "unknown loss 'triplett'"),
-        ("evaluate runs/plain --size 28", "give --size"),
-        ("evaluate runs/plain --size 16 --domain multi", "no multi-domain norms"),
+        ("evaluate runs/plain --size 28", "give --size 16"),
+        ("evaluate runs/plain --size 16 --domain multi", "has no domain 'multi' to answer, only clean"),
+        ("lab nowhere", "nowhere is no folder"),
+        ("compare runs/plain runs/plain --html nowhere/a.html", "must be a file in a folder that is there"),
         (f"{TRAIN} --recipe plain --epochs 2", "holds another run"),
     ],
 )

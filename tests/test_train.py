@@ -247,11 +247,71 @@ def test_a_finished_run_is_given_back_and_another_is_refused(few, tmp_path):
     before = (run.path / "last.safetensors").stat().st_mtime_ns
     fit(few, "plain", tmp_path / "run", **QUICK)
     assert (run.path / "last.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(RunError, match=r"holds another run \(it differs in training"):
+    with pytest.raises(RunError, match=r"differs in training.epochs \(1 there, 2 here\)$"):
         fit(few, "plain", tmp_path / "run", **QUICK | dict(epochs=2))
     assert (run.path / "last.safetensors").stat().st_mtime_ns == before
     again = fit(few, "plain", tmp_path / "run", overwrite=True, **QUICK | dict(epochs=2))
     assert len(again.metrics) == 2
+
+
+def test_a_finished_run_without_its_best_checkpoint_says_what_is_left(few, tmp_path):
+    run = fit(few, "plain", tmp_path / "run", **QUICK)
+    (run.path / "best.safetensors").unlink()
+    with pytest.raises(RunError, match=r"best.safetensors is missing: take the last checkpoint, model\('last'\)"):
+        run.model()
+
+
+def test_what_is_not_a_run_is_left_alone(few, tmp_path):
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "a.txt").write_text("dear")
+    (tmp_path / "file").write_text("dear")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text('{"format": 1, "star')
+    for name, message in (("letters", "is not empty, and what it holds is not a run"), ("file", "is a file"), ("broken", r"config.json is damaged")):
+        with pytest.raises(RunError, match=message):
+            fit(few, "plain", tmp_path / name, **QUICK)
+    assert [path.name for path in (tmp_path / "letters").iterdir()] == ["a.txt"]
+    fit(few, "plain", tmp_path / "letters", overwrite=True, **QUICK)
+    assert (tmp_path / "letters" / "a.txt").read_text() == "dear"
+
+
+def test_a_backbone_with_other_weights_is_another_run(few, tmp_path):
+    def own(seed):
+        torch.manual_seed(seed)
+        return torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, 2), torch.nn.BatchNorm2d(4))
+
+    fit(few, "plain", tmp_path / "run", backbone=own(0), **QUICK)
+    fit(few, "plain", tmp_path / "run", backbone=own(0), **QUICK)
+    with pytest.raises(RunError, match=r"build it after torch.manual_seed\(...\)$"):
+        fit(few, "plain", tmp_path / "run", backbone=own(1), **QUICK)
+
+
+def test_a_misspelt_setting_is_recognised(few, tmp_path):
+    for wrong, meant in (("learning_rat", None), ("batchsize", "batch_size"), ("epoch", "epochs"), ("widht", "width")):
+        with pytest.raises(TypeError, match=f"did you mean '{meant}'" if meant else "has no setting 'learning_rat', only epochs"):
+            fit(few, "plain", tmp_path / "run", **{wrong: 3})
+
+
+def test_a_batch_that_the_classes_cannot_fill_is_made_smaller(few, tmp_path):
+    with pytest.warns(UserWarning, match="has 10 classes: with per_class=2 a batch holds 20 images, not batch_size=64"):
+        run = fit(few, "plain", tmp_path / "run", **QUICK | dict(batch_size=64))
+    assert run.config["training"]["batch_size"] == 20
+    with pytest.warns(UserWarning, match="per_class=1 puts no two images"):
+        fit(few, "plain", tmp_path / "single", **QUICK | dict(per_class=1, batch_size=8))
+
+
+@pytest.mark.parametrize(("classes", "training", "validation"), [(2, 2, 0), (3, 3, 0), (4, 2, 2), (5, 3, 2), (12, 10, 2)])
+def test_validation_has_two_classes_or_is_left_out(few, tmp_path, classes, training, validation):
+    own = few.keep_classes(range(classes))
+    own = ImageSet(own.images, own.labels, own.class_names, own.keys, rows=own.rows)  # without families, as own photos are
+    if not validation:
+        with pytest.warns(UserWarning, match="too few to hold two out"):
+            run = fit(own, "plain", tmp_path / "run", **QUICK | dict(batch_size=4))
+        assert run.config["data"]["valid"] is None
+    else:
+        run = fit(own, "plain", tmp_path / "run", **QUICK | dict(batch_size=4))
+        assert len(run.config["data"]["valid"]["class_names"]) == validation
+    assert len(run.config["data"]["class_names"]) == training
 
 
 def test_the_best_checkpoint_is_of_the_best_validation_epoch(few, tmp_path):
@@ -272,7 +332,8 @@ def test_the_bar_shows_loss_rate_and_time_left(few, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (dict(epochs=0), "epochs >= 1"), (dict(lr=0), "lr > 0"), (dict(schedule="cosin"), "unknown schedule"),
+        (dict(epochs=0), "epochs=0 must be 1 or more"), (dict(lr=0), "lr=0 must be more than 0"), (dict(backbone=Embedder), r"such as MyNet\(\)"),
+        (dict(loss=losses.TripletMarginLoss), "a name or an object"), (dict(miner=max), "a name or an object"), (dict(schedule="cosin"), "unknown schedule"),
         (dict(precision="fp16"), "unknown precision"), (dict(augment="flip"), "unknown augmentation"), (dict(loss="triplett"), "unknown loss"),
         (dict(backbone="resnet1000"), "unknown backbone|not installed"), (dict(recipe="mdrop"), "unknown recipe"),
         (dict(device="cuda:77"), "cannot be used here"), (dict(loss="manifold"), "cannot be built"), (dict(width=0), "at least 1"), (dict(dim=0), "at least 1"),

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/15_all.ipynb #b07b5e27
-from .attacks import FeatureAttack, LinfBall, mean_distance, projected_gradient
+# %% ../nbs/15_all.ipynb #3a57e20c
+from .attacks import Attacked, EmbeddingMemory, FeatureAttack, L1Ball, L2Ball, LinfBall, TripletAttack
+from .attacks import adaptive_projected_gradient, attack_together, choose_targets, mean_distance, projected_gradient
 from .data import ImageSet, cub200, glyphs, image_folder, omniglot
 from .density import DensityStats, density_metrics, distance_overlap, hubness, local_log_density
 from .model import Embedder, create_backbone, embed

@@ -145,7 +145,7 @@ def _snapshot_path(folder: Path, name: str) -> Path:
 def _items_path(folder: Path, name: str) -> Path:
     return folder / "items" / ("valid.npz" if TRAINING_SNAPSHOT.fullmatch(name) else f"{name}.npz")
 
-# %% ../nbs/07_runs.ipynb #4d6bd973
+# %% ../nbs/07_runs.ipynb #22b42033
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -224,7 +224,7 @@ class Run:
         tensors, _ = load_tensors(self.path / f"{checkpoint}.safetensors")
         model = Embedder(**settings)
         if len(self.config["domains"]) > 1:
-            convert_multi_norm(model, tuple(self.config["domains"]))
+            convert_multi_norm(model, tuple(self.config["domains"]), share=self.config["recipe"].get("share"))
         model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")})
         return model.eval()
 

@@ -6,7 +6,7 @@
 __all__ = ['OPTIMIZERS', 'create_loss', 'create_miner', 'create_augmentation', 'training_step', 'learning_rate', 'Training',
            'derived_seed', 'seeded', 'Trainer', 'fit']
 
-# %% ../nbs/08_train.ipynb #efd541d0
+# %% ../nbs/08_train.ipynb #956eb741
 import copy
 import difflib
 import hashlib
@@ -31,11 +31,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import mdprop
+from .attacks import TripletAttack
 from .data import ImageSet
 from .density import density_metrics
 from .model import Embedder, device_of, embed
 from .norm import MultiNorm, convert_multi_norm
-from .recipes import Recipe, get_recipe
+from .recipes import Recipe, Triples, get_recipe, recipe_state, restore_state
 from .retrieval import retrieval_metrics
 from .runs import FORMAT, Run, RunError, Snapshot, load_tensors, replacing, save_embeddings, save_snapshot, save_tensors, write_json
 
@@ -95,7 +96,7 @@ def create_augmentation(
         return nn.Sequential(K.RandomResizedCrop(shape[1:], scale=(0.4, 1.0)), K.RandomHorizontalFlip(), light)
     raise ValueError(f"unknown augmentation {augment!r}: choose 'affine', 'crop', 'photo', None, or give a module")
 
-# %% ../nbs/08_train.ipynb #169bfdd9
+# %% ../nbs/08_train.ipynb #2483e5fe
 def training_step(
     model: nn.Module,  # in training mode, apart from what you froze
     recipe: Recipe,  # makes the batch
@@ -104,13 +105,24 @@ def training_step(
     images: Tensor,  # (n, c, h, w) clean images, pixels in [0, 1], on the model's device
     labels: Tensor,  # (n,)
     generator: torch.Generator | None = None,  # random choices of the attacks
+    done: float = 1.0,  # share of the training that is over, for recipes whose eps rises
 ) -> Tensor:  # the loss, with its gradient graph
-    "Forward pass of one training step: clean and attacked images through their domains, one loss over all of them."
-    batch = recipe.batch(model, images, labels, generator)
+    "Forward pass of one training step: clean and attacked images through their domains, one loss over all of them (or one for each branch)."
+    batch = recipe.batch(model, images, labels, generator, done)
     with batch.routed(model):
         z = model(batch.images)
     with torch.autocast(z.device.type, enabled=False):  # half precision is too coarse for similarities
-        return loss(z, batch.labels, None if miner is None else miner(z, batch.labels))
+        for segment in batch.segments:
+            if isinstance(segment.branch.attack, TripletAttack):
+                segment.branch.attack.observe(z[segment.rows])
+        if recipe.joint:
+            return _judged(loss, miner, z, batch.labels, batch.triplets)
+        parts = [segment.branch.weight * _judged(loss, miner, z[segment.rows], batch.labels[segment.rows], segment.own_triplets) for segment in batch.segments]
+        return torch.stack(parts).sum()
+
+
+def _judged(loss: nn.Module, miner: nn.Module | None, z: Tensor, labels: Tensor, triplets: Triples | None) -> Tensor:
+    return loss(z, labels, triplets if triplets is not None else None if miner is None else miner(z, labels))
 
 # %% ../nbs/08_train.ipynb #4f2fe802
 def learning_rate(
@@ -128,7 +140,7 @@ def learning_rate(
     left = 1 - (step - warmup) / max(total - warmup, 1)
     return base * {"cosine": 0.5 * (1 - math.cos(math.pi * left)), "linear": left, "constant": 1.0}[schedule]
 
-# %% ../nbs/08_train.ipynb #add2bb48
+# %% ../nbs/08_train.ipynb #2da83c05
 @dataclass(frozen=True)
 class Training:
     "How to train, apart from data, recipe and model: the keyword arguments of `fit`."
@@ -177,6 +189,8 @@ def _described(value: Any) -> Any:
         return [_described(item) for item in value]
     if value is None or isinstance(value, str | int | float):
         return value
+    if inspect.isroutine(value):
+        return f"{value.__module__}.{value.__qualname__}"
     held = dict(vars(value)) if hasattr(value, "__dict__") else {}
     held |= held.pop("_modules", {})
     plain = {key: _described(item) for key, item in held.items() if not key.startswith("_") and not isinstance(item, Tensor) and not callable(item)}
@@ -203,7 +217,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         torch.manual_seed(seed)
         yield
 
-# %% ../nbs/08_train.ipynb #384104ae
+# %% ../nbs/08_train.ipynb #559d3c01
 class Trainer:
     "Model, loss and optimiser of one run, on their way through the epochs. `fit` is the front door."
 
@@ -213,6 +227,12 @@ class Trainer:
         loss = copy.deepcopy(training.loss)  # the caller's object keeps its proxies
         self.loss = create_loss(loss, len(train.class_names), model.dim, **(training.loss_options or {})).to(self.device)
         self.miner = create_miner(training.miner, **(training.miner_options or {}))
+        if self.miner is not None and any(isinstance(branch.attack, TripletAttack) for branch in recipe.branches):
+            raise ValueError(f"recipe {recipe.name!r} makes its own triplets: leave miner out")
+        if recipe.norms == "frozen":
+            for module in model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         self.augment = create_augmentation(training.augment, train.shape)
         parameters = [p for p in [*model.parameters(), *self.loss.parameters()] if p.requires_grad]
         self.optimizer = OPTIMIZERS[training.optimizer](parameters, lr=training.lr, weight_decay=training.weight_decay)
@@ -235,7 +255,8 @@ class Trainer:
                     group["lr"] = learning_rate((number - 1) * steps + i, total, settings.lr, settings.schedule, warmup)
                 x = self.augment(raw.to(self.device).float() / 255).clamp(0, 1)
                 with self.autocast:
-                    loss = training_step(self.model, self.recipe, self.loss, self.miner, x, y.to(self.device), generator)
+                    done = ((number - 1) * steps + i) / total
+                    loss = training_step(self.model, self.recipe, self.loss, self.miner, x, y.to(self.device), generator, done)
                 self._update(loss)
                 losses_sum += loss.detach()
                 images += len(raw)
@@ -260,29 +281,31 @@ class Trainer:
             raise FloatingPointError(f"the loss is {loss} at epoch {epoch}, step {step}: {remedy}")
 
     def tensors(self) -> dict[str, Tensor]:
-        "Everything that a checkpoint needs: model, loss, optimiser."
+        "Everything that a checkpoint needs: model, loss, optimiser, what the recipe's attacks remember."
         moments = self.optimizer.state_dict()["state"]
         return {
             **{f"model.{name}": value for name, value in self.model.state_dict().items()},
             **{f"loss.{name}": value for name, value in self.loss.state_dict().items()},
             **{f"optimizer.{index}.{name}": value for index, state in moments.items() for name, value in state.items()},
+            **{f"recipe.{name}": value for name, value in recipe_state(self.recipe).items()},
         }
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         "Go back to a checkpoint."
-        parts: dict[str, dict] = {"model": {}, "loss": {}, "optimizer": {}}
+        parts: dict[str, dict] = {"model": {}, "loss": {}, "optimizer": {}, "recipe": {}}
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = value
         self.model.load_state_dict(parts["model"])
         self.loss.load_state_dict(parts["loss"])
+        restore_state(self.recipe, {name: value.to(self.device) for name, value in parts["recipe"].items()})
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in parts["optimizer"].items():
             index, _, moment = name.partition(".")
             state.setdefault(int(index), {})[moment] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
-# %% ../nbs/08_train.ipynb #9b12ef8a
+# %% ../nbs/08_train.ipynb #fc65d753
 def fit(
     train: ImageSet,  # training images; the validation classes are cut from them
     recipe: str | Recipe = "mdprop",  # a name in `mdprop.recipes.RECIPES`, or a recipe
@@ -311,7 +334,7 @@ def fit(
     with seeded(derived_seed(settings.seed, 0), device):
         model = _embedder(backbone, rest, dim, width, pretrained)
         if len(recipe.domains) > 1:
-            convert_multi_norm(model, recipe.domains, recipe.statistics)
+            convert_multi_norm(model, recipe.domains, recipe.statistics, recipe.share)
         trainer = Trainer(model.to(device), recipe, settings, rest)
     config = _config(recipe, trainer, held, pretrained)
     done = _open_folder(folder, config, trainer, overwrite)

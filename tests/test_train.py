@@ -70,12 +70,19 @@ def test_a_timm_backbone_by_name(few, tmp_path):
     assert embed(model, colour).shape == (len(colour), 8)
 
 
-def test_a_backbone_without_batch_norm_trains_plainly_and_is_refused_for_domains(few, tmp_path):
-    make = lambda: torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, stride=2), torch.nn.GroupNorm(2, 8), torch.nn.ReLU())
+def test_a_backbone_without_norms_trains_plainly_and_is_refused_for_domains(few, tmp_path):
+    make = lambda: torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, stride=2), torch.nn.ReLU())
     assert len(fit(few, "plain", tmp_path / "plain", backbone=make(), **QUICK).metrics) == 1
-    with pytest.raises(ValueError, match="no BatchNorm layer"):
+    with pytest.raises(ValueError, match="has no norm layer"):
         fit(few, "mdprop", tmp_path / "mdprop", backbone=make(), **QUICK)
     assert not (tmp_path / "mdprop").exists()
+
+
+def test_a_backbone_with_group_norm_has_domains_too(few, tmp_path):
+    torch.manual_seed(0)
+    backbone = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, stride=2), torch.nn.GroupNorm(2, 8), torch.nn.ReLU())
+    run = fit(few, "mdprop", tmp_path / "run", backbone=backbone, **QUICK)
+    assert domains_of(run.model("last", backbone=backbone)) == ("clean", "single", "multi")
 
 
 def test_own_photos_of_odd_sizes(tmp_path):

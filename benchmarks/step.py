@@ -20,7 +20,6 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import argparse
 import copy
-import inspect
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -35,10 +34,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-import mdprop.norm
 from mdprop.attacks import FeatureAttack, mean_distance
 from mdprop.model import Embedder, create_backbone
-from mdprop.norm import convert_multi_norm, split_domains, use_domain
+from mdprop.norm import convert_multi_norm, route_samples, split_domains, use_domain
 from mdprop.recipes import PAPER_TRAINING, Recipe, get_recipe, mdprop_paper
 from mdprop.train import create_loss, create_miner, training_step
 
@@ -236,9 +234,6 @@ def norm_bar(s: Setting) -> list[str]:
 def sample_bar(s: Setting) -> list[str]:
     "A domain for every sample, in any order, in evaluation mode."
     what = "norm: per-sample routing, eval mode, forward"
-    if not hasattr(mdprop.norm, "route_samples"):
-        print("  mdprop.norm has no route_samples yet")
-        return [row(what, "plain model", 1.10, None, "", "", s)]
     plain, multi, x = resnets(s)
     generator = torch.Generator().manual_seed(0)
     domain = torch.repeat_interleave(torch.arange(3), torch.tensor(list(thirds(len(x)).values())))
@@ -247,7 +242,7 @@ def sample_bar(s: Setting) -> list[str]:
 
     @torch.no_grad()
     def routed() -> Tensor:
-        with mdprop.norm.route_samples(multi, index):
+        with route_samples(multi, index):
             return multi(x)
 
     forward = torch.no_grad()(lambda: plain(x))
@@ -549,19 +544,14 @@ def paper_bar(s: Setting) -> list[str]:
     "One `mdprop_paper` step against the same by hand."
     same_numbers(s)
     contest = Contest(s, s.batch)
-    calls: dict[str, Callable[[], object]] = {"plain": contest.by_hand, "again": contest.by_hand, "ours": contest.by_library}
-    own = mdprop_paper(own_forward=True) if "own_forward" in inspect.signature(mdprop_paper).parameters else None
-    if own is not None:
-        calls["own forward"] = lambda: contest.by_library(own)
-        own_forward_difference(s, own)
-    else:
-        print("  mdprop_paper has no own_forward yet")
-    runs = interleaved(calls, s)
+    own = mdprop_paper(own_forward=True)
+    own_forward_difference(s, own)
+    runs = interleaved({"plain": contest.by_hand, "again": contest.by_hand, "ours": contest.by_library, "own forward": lambda: contest.by_library(own)}, s)
     show(runs)
     what = f"step: mdprop_paper, ResNet-18 (width {s.width}), {s.size} px, batch {s.batch}"
     return [
         row(what, "the authors' step in the plainest PyTorch", 1.00, runs, "ours", "plain", s),
-        row("step: the same, targets from the attack's own forward pass", "the same", 0.93, runs if own is not None else None, "own forward", "plain", s),
+        row("step: the same, targets from the attack's own forward pass", "the same", 0.93, runs, "own forward", "plain", s),
     ]
 
 

@@ -258,10 +258,13 @@ class View {
   // ---- theme
 
   watchTheme() {
+    let later = 0;
     const read = () => {
+      cancelAnimationFrame(later);
       const style = getComputedStyle(this.root), ctx = document.createElement("canvas").getContext("2d");
       const colour = (name) => { ctx.fillStyle = "#888888"; ctx.fillStyle = style.getPropertyValue(name).trim(); return ctx.fillStyle; };
       const ground = colour("--mdp-ground"), [r, g, b] = [1, 3, 5].map((i) => parseInt(ground.slice(i, i + 2), 16));
+      if (!style.getPropertyValue("--mdp-ground")) later = requestAnimationFrame(read);  // not in the page yet, or before its style sheet
       const theme = 0.3 * r + 0.59 * g + 0.11 * b < 128 ? "dark" : "light";
       this.root.dataset.theme = theme;
       this.palette = PALETTE[theme];
@@ -276,7 +279,7 @@ class View {
     // JupyterLab swaps the theme's style sheet after it has changed the attribute: look again when the sheet has arrived
     const sheets = new MutationObserver(() => setTimeout(read, 60));
     sheets.observe(document.head, { childList: true });
-    this.undo.push(() => { observer.disconnect(); sheets.disconnect(); });
+    this.undo.push(() => { observer.disconnect(); sheets.disconnect(); cancelAnimationFrame(later); });
     this.stamps = new Map();
     read();
   }

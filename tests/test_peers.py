@@ -51,25 +51,12 @@ def both(peer, scene, steps):
 @pytest.mark.parametrize("steps", [1, 3, 10])
 @pytest.mark.parametrize("peer", PEERS)
 def test_as_strong_as_the_peer(peer, steps, scene):
-    """The images as they are, mostly black and white: the peers cut their random start off at [0, 1], we do not.
-
-    From another random start the peer reaches another value: that is the noise, for the mean over images and for each image.
-    """
+    "All start at the same point and go the same way: what differs is rounding, and where it flips the sign of a gradient."
     ours, theirs = both(peer, scene, steps)
     before = bench.distance_to(*scene).mean()
     assert theirs.mean() < 0.95 * before  # there is something to compare
-    assert ours.mean() <= theirs.mean() + theirs.mean(1).std()
-    assert (ours <= theirs + theirs.std(0)).float().mean() >= 0.9
-
-
-@pytest.mark.parametrize("steps", [1, 10])
-@pytest.mark.parametrize("peer", PEERS)
-def test_the_same_path_as_the_peer(peer, steps, scene):
-    "Away from black and white all start at the same point and go the same way: what differs is rounding, and where it flips the sign of a gradient."
-    model, x, targets = scene
-    ours, theirs = both(peer, (model, 0.05 + 0.9 * x, targets), steps)
-    assert ((ours - theirs).abs() <= 1e-5).float().mean() >= 0.95
     assert ours.mean() <= theirs.mean() + 1e-4
+    assert ((ours - theirs).abs() <= 1e-5).float().mean() >= 0.95
 
 
 def test_the_classifier_of_the_peers_has_our_gradients_signs(scene):

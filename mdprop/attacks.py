@@ -481,7 +481,7 @@ class FeatureAttack:
         if self.memory is not None:
             self.memory.z = state.get("z")
 
-# %% ../nbs/05_attacks.ipynb #f9a4f1b8
+# %% ../nbs/05_attacks.ipynb #72746f5c
 class Attacked(NamedTuple):
     "Images, and the attack that moves them through a domain."
 
@@ -577,14 +577,14 @@ class _Goal:
 
     def minimise(self) -> Tensor:
         "The moved images, the best of all restarts."
-        best, best_value = self._descend(self.first), None
-        for _ in range(self.plan.restarts - 1):
-            best_value = _value(self, best, self.plan.draws) if best_value is None else best_value
-            x = self._descend(_joined([self._start(i) for i in range(len(self.parts))]))
-            value = _value(self, x, self.plan.draws)
-            better = value < best_value
-            best, best_value = torch.where(better[:, None, None, None], x, best), torch.where(better, value, best_value)
-        self.bar.close()
+        with self.bar:
+            best, best_value = self._descend(self.first), None
+            for _ in range(self.plan.restarts - 1):
+                best_value = _value(self, best, self.plan.draws) if best_value is None else best_value
+                x = self._descend(_joined([self._start(i) for i in range(len(self.parts))]))
+                value = _value(self, x, self.plan.draws)
+                better = value < best_value
+                best, best_value = torch.where(better[:, None, None, None], x, best), torch.where(better, value, best_value)
         return best
 
     def _descend(self, start: Tensor) -> Tensor:

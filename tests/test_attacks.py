@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning.losses import TripletMarginLoss
 from torch import nn
+from tqdm.auto import tqdm
 
 from mdprop.attacks import (
     BALLS,
@@ -194,20 +195,24 @@ OPTIONS = [
 ]  # fmt: skip
 
 
+DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o) or "plain")
 @settings(max_examples=6, deadline=None)
 @given(n=st.integers(2, 7), steps=st.integers(0, 5), targets=st.integers(1, 4), dtype=st.sampled_from([torch.float32, torch.float64]), seed=st.integers(0, 99))
-def test_every_attacker_keeps_its_promises(options, n, steps, targets, dtype, seed):
-    model = embedder(dtype=dtype)
+def test_every_attacker_keeps_its_promises(options, device, n, steps, targets, dtype, seed):
+    model = embedder(dtype=dtype).to(device)
     model.train()
     model.backbone[1].eval()
-    x = torch.rand(n, 3, 8, 8, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+    x = torch.rand(n, 3, 8, 8, dtype=dtype, generator=torch.Generator().manual_seed(seed)).to(device)
     x[0] = 0.5  # a constant image
-    labels, before = torch.arange(n) % 2, everything(model)
+    labels, before = torch.arange(n, device=device) % 2, everything(model)
     attack = lambda: FeatureAttack(**dict(targets=targets, steps=steps) | options)
     moved, again = (attack()(model, x, labels, "multi", torch.Generator().manual_seed(seed)) for _ in range(2))
     assert moved.dtype == dtype and not moved.requires_grad and moved.isfinite().all() and torch.equal(moved, again)
-    delta, eps = (moved - x).abs(), attack().eps
+    delta, eps = (moved - x).abs().cpu(), attack().eps
     if options.get("norm") == "l2":
         assert (delta.square().sum((1, 2, 3)).sqrt() <= eps * (1 + 1e-5)).all()
     elif options.get("norm") == "l1":
@@ -399,6 +404,19 @@ def test_the_cost_counts_the_passes():
         backward = options["steps"] * options.get("restarts", 1)
         assert FeatureAttack(1, **options).cost == len(calls) + backward, options
     hook.remove()
+
+
+def test_a_long_attack_shows_its_progress(monkeypatch, capsys):
+    bars = []
+    monkeypatch.setattr("mdprop.attacks.tqdm", lambda **options: bars.append(tqdm(**options)) or bars[-1])
+    FeatureAttack(1, steps=7, restarts=2, random_start=1.0)(embedder(), torch.rand(2, 3, 8, 8), progress=True)
+    assert (bars[0].n, bars[0].total) == (16, 16)  # seven steps and a look at what was reached, twice
+    assert "attack:" in capsys.readouterr().err
+    FeatureAttack(1, steps=2)(embedder(), torch.rand(2, 3, 8, 8))
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ValueError, match="one number for each"):
+        FeatureAttack(1, objective=lambda z, t: z)(embedder(), torch.rand(2, 3, 8, 8), progress=True)
+    assert bars[2].disable  # closed
 
 
 def test_no_gradient_is_made_for_parameters():

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/15_all.ipynb #2b4cac4c
+# %% ../nbs/15_all.ipynb #d1ce0328
 from .attacks import Attacked, EmbeddingMemory, FeatureAttack, L1Ball, L2Ball, LinfBall, TripletAttack
 from .attacks import adaptive_projected_gradient, attack_together, choose_targets, mean_distance, projected_gradient
 from .data import ImageSet, cub200, glyphs, image_folder, omniglot
-from .density import DensityStats, density_metrics, distance_overlap, hubness, local_log_density
+from .density import DensityReport, DensityStats, class_density, class_pairs, density_metrics, density_report, distance_overlap, hubness
+from .density import intrinsic_dimension, local_intrinsic_dimension, local_log_density, uniformity
 from .model import Embedder, create_backbone, embed
 from .norm import DomainGate, checkpoint_context, convert_multi_norm, domains_of, fold_domain, interpolate_domains
 from .norm import route_samples, select_domain, split_domains, use_domain
 from .recipes import PAPER_TRAINING, RECIPES, Branch, Recipe, describe, get_recipe
-from .retrieval import clustering_metrics, nearest_neighbours, retrieval_metrics
+from .retrieval import bootstrap_intervals, clustering_metrics, compare_groupings, nearest_neighbours, query_scores, retrieval_metrics, store_embeddings
 from .robustness import compare, embed_attacked, evaluate
 from .runs import Run, Snapshot
 from .runs import load as load_run

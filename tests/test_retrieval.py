@@ -99,6 +99,16 @@ def test_one_sample_classes_are_left_out_as_pytorch_metric_learning_does():
     assert np.isnan(query_scores(z, labels)["map_at_r"][40:]).all()
 
 
+def test_with_and_without_one_sample_classes():
+    z, _ = clusters(n=120)
+    labels = np.array([0] * 20 + [1] * 20 + list(range(2, 82)))
+    shared = np.isin(labels, [0, 1])
+    kept, left_out = retrieval_metrics(z, labels), retrieval_metrics(z[shared], labels[shared])
+    assert_close(kept, naive_scores(naive_order(z), labels, labels, 1, (1, 2, 4, 8)))  # its 80 lonely rows are found by mistake
+    assert_close(left_out, naive_scores(naive_order(z[shared]), labels[shared], labels[shared], 1, (1, 2, 4, 8)))
+    assert all(kept[name] < left_out[name] for name in ("recall_at_1", "r_precision", "map_at_r"))
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.integers(0, 23), min_size=2, max_size=40), st.data())
 def test_ties_and_duplicates_stand_by_index_and_nobody_finds_itself(rows, data):
@@ -250,4 +260,4 @@ def test_clustering_is_seeded_and_uses_every_row():
     assert clustering_metrics(z, labels, seed=1) == clustering_metrics(z, labels, seed=1)
     tight, codes = clusters(n=400, classes=6, noise=0.02)
     assert clustering_metrics(tight, codes)["nmi"] > 0.85
-    assert clustering_metrics(CORNERS[[0, 0, 4, 4]], [8, 8, -1, -1]) == {"nmi": 1.0, "f1": 1.0}
+    assert clustering_metrics(CORNERS[[0, 0, 4, 4]], [8, 8, -1, -1]) == {"nmi": 1.0, "ami": 1.0, "f1": 1.0}

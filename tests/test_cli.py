@@ -1,5 +1,6 @@
 """The command line as one types it."""
 
+import json
 import re
 
 import numpy as np
@@ -10,7 +11,7 @@ from mdprop.cli import create_parser, main
 from mdprop.runs import load
 
 TRAIN = "train --epochs 1 --width 4 --dim 8 --size 16 --quiet"
-COMMANDS = ["demo", "data", "train", "evaluate", "compare", "lab"]
+COMMANDS = ["demo", "data", "train", "evaluate", "robustness", "compare", "lab"]
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_the_first_help_names_every_command(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert all(f"    {command} " in text for command in COMMANDS)
+    assert all(re.search(rf"^    {command}\s", text, re.MULTILINE) for command in COMMANDS)
 
 
 def test_train_evaluate_compare(here, capsys):
@@ -46,6 +47,30 @@ def test_train_evaluate_compare(here, capsys):
     assert "next: mdprop evaluate runs/plain --data glyphs" in text
     assert re.search(r"recall_at_1 +[\d.]+%", text) and "pi_ratio" in text
     assert (here / "both.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_robustness_prints_and_writes_and_goes_on(here, capsys):
+    for recipe in ("plain", "mdprop"):
+        main(f"{TRAIN} --recipe {recipe}".split())
+    capsys.readouterr()
+    main("robustness runs/mdprop --reference runs/plain --images 12 --steps 2 --quick --quiet".split())
+    text = " ".join(capsys.readouterr().out.split())
+    parts = ["12 of 2000 images", "ERS", "noise severity 5", "robustness gain: ratio to Run(runs/plain", "written: runs/mdprop/robustness.json"]
+    assert [part for part in parts if part not in text] == []
+    stored = json.loads((here / "runs/mdprop/robustness.json").read_text(encoding="utf-8"))
+    assert stored["settings"]["size"] == 12 and stored["settings"]["eps"] == 8 / 255 and (here / "runs/plain/robustness.json").is_file()
+    main("robustness runs/mdprop --reference runs/plain --images 12 --steps 2 --quick --quiet --json".split())
+    shown = json.loads(capsys.readouterr().out)
+    assert {row["distribution"] for row in shown["gain"]} >= {"clean", "single", "ERS", "average"}
+    assert {k: v for k, v in shown.items() if k != "gain"} == stored
+
+
+def test_robustness_with_everything(here, capsys):
+    main(f"{TRAIN} --recipe mdprop".split())
+    main("robustness runs/mdprop --images 8 --steps 2 --attacks GTM CA- --domain multi --restarts 2 --quiet".split())
+    text = " ".join(capsys.readouterr().out.split())
+    assert "through multi, white-box; eps 8/255, 2 steps of 3/255, 2 start(s)" in text and "CA- eps 8/255" in text and "QA+" not in text
+    assert "answered by another" in text and "searched in other ways" in text and "steps 64" in text and "grows; chance:" in text
 
 
 def test_forty_photos_in_six_folders_train_and_are_measured(here, capfd):
@@ -65,7 +90,7 @@ def test_forty_photos_in_six_folders_train_and_are_measured(here, capfd):
     assert re.search(r"recall_at_1 +[\d.]+% +higher", capfd.readouterr().out)
 
 
-@pytest.mark.parametrize("line", ["evaluate r --eps 0.03", "evaluate r --eps 300", "evaluate r --steps 0", "demo --epochs 0"])
+@pytest.mark.parametrize("line", ["evaluate r --eps 0.03", "evaluate r --eps 300", "evaluate r --steps 0", "demo --epochs 0", "robustness r --images 0"])
 def test_values_out_of_range_are_told_by_the_parser(line, capsys):
     with pytest.raises(SystemExit) as stop:
         main(line.split())
@@ -99,6 +124,8 @@ def test_data_opens_own_photos_and_omniglot(real_data, capsys):
         ("train --loss triplett --quiet", "unknown loss 'triplett'"),
         ("evaluate runs/plain --size 28", "give --size 16"),
         ("evaluate runs/plain --size 16 --domain multi", "has no domain 'multi' to answer, only clean"),
+        ("robustness nowhere", "nowhere does not exist"),
+        ("robustness runs/plain --domain multi --quick", "has no domain 'multi' to answer, only clean"),
         ("lab nowhere", "nowhere is no folder"),
         ("compare runs/plain runs/plain --html nowhere/a.html", "must be a file in a folder that is there"),
         (f"{TRAIN} --recipe plain --epochs 2", "holds another run"),

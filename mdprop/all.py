@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/15_all.ipynb #d1ce0328
+# %% ../nbs/15_all.ipynb #438f990c
 from .attacks import Attacked, EmbeddingMemory, FeatureAttack, L1Ball, L2Ball, LinfBall, TripletAttack
 from .attacks import adaptive_projected_gradient, attack_together, choose_targets, mean_distance, projected_gradient
 from .data import ImageSet, cub200, glyphs, image_folder, omniglot
@@ -16,22 +16,26 @@ from .norm import DomainGate, checkpoint_context, convert_multi_norm, domains_of
 from .norm import route_samples, select_domain, split_domains, use_domain
 from .recipes import PAPER_TRAINING, RECIPES, Branch, Recipe, describe, get_recipe
 from .retrieval import bootstrap_intervals, clustering_metrics, compare_groupings, nearest_neighbours, query_scores, retrieval_metrics, store_embeddings
-from .robustness import compare, embed_attacked, evaluate
+from .robustness import attack_curve, compare, embed_attacked, ers, evaluate, evaluate_shifts, masking_signs
+from .robustness import robustness_gain, robustness_report, square_attack, transfer_table
 from .runs import Run, Snapshot
 from .runs import load as load_run
-from .train import Training, fit, training_step
+from .train import StopTraining, Training, fit, training_step
 
-# %% ../nbs/15_all.ipynb #ec7e8ceb
+# %% ../nbs/15_all.ipynb #3caca2d4
+_DASHBOARDS = ("AttackDashboard", "DensityDashboard", "NeighbourDashboard", "NormDashboard", "RobustnessDashboard", "RunDashboards", "TrainingDashboard")
 try:
-    from mdprop.dashboards import DensityDashboard
+    from mdprop.dashboards import AttackDashboard, DensityDashboard, NeighbourDashboard, NormDashboard, RobustnessDashboard, RunDashboards, TrainingDashboard
 except ImportError as _error:
     _reason = str(_error)
 
-    class DensityDashboard:  # type: ignore[no-redef]
-        "Stands in for the dashboard where the extra `lab` is not installed."
+    class _Missing:
+        "Stands in for a dashboard where the extra `lab` is not installed."
 
         def __init__(self, *args: object, **kwargs: object):
             raise ImportError(_reason)
+
+    globals().update(dict.fromkeys(_DASHBOARDS, _Missing))
 
 # %% ../nbs/15_all.ipynb #2c1b57af
 __all__ = [name for name, value in globals().items() if not name.startswith("_")]

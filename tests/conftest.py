@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import tempfile
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 IN_CI = bool(os.environ.get("CI"))
+
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="mdprop-tests-")  # layouts that tests make are not the user's
 
 hypothesis.settings.register_profile("mdprop", deadline=None, derandomize=IN_CI)
 hypothesis.settings.load_profile("mdprop")

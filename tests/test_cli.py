@@ -11,7 +11,7 @@ from mdprop.cli import create_parser, main
 from mdprop.runs import load
 
 TRAIN = "train --epochs 1 --width 4 --dim 8 --size 16 --quiet"
-COMMANDS = ["demo", "data", "train", "evaluate", "robustness", "compare", "lab"]
+COMMANDS = ["demo", "data", "train", "evaluate", "robustness", "compare", "dashboard", "lab"]
 
 
 @pytest.fixture
@@ -127,6 +127,8 @@ def test_data_opens_own_photos_and_omniglot(real_data, capsys):
         ("robustness nowhere", "nowhere does not exist"),
         ("robustness runs/plain --domain multi --quick", "has no domain 'multi' to answer, only clean"),
         ("lab nowhere", "nowhere is no folder"),
+        ("lab --runs nowhere", "nowhere does not exist"),
+        ("dashboard nowhere", "nowhere does not exist"),
         ("compare runs/plain runs/plain --html nowhere/a.html", "must be a file in a folder that is there"),
         (f"{TRAIN} --recipe plain --epochs 2", "holds another run"),
     ],
@@ -155,3 +157,14 @@ def test_the_demo_leaves_two_runs_and_a_page(demo_folder):
     assert f"open {demo_folder / 'demo.html'} in a browser" in text and f"DensityDashboard('{demo_folder / 'plain'}'" in text
     found = before.results["test"]["metrics"]["recall_at_1"]
     assert re.search(rf"recall_at_1 +{100 * found:.1f}%", text)
+
+
+def test_lab_opens_a_notebook_that_is_ready(tmp_path, monkeypatch):
+    pytest.importorskip("anywidget", reason="needs the extra lab")
+    started = []
+    monkeypatch.setattr("mdprop.cli.subprocess.run", lambda command, check: started.append(command))
+    main(["lab", str(tmp_path), "--no-browser"])
+    assert started[0][-1] == str(tmp_path / "mdprop.ipynb") and "--ip=127.0.0.1" in started[0]
+    (tmp_path / "mdprop.ipynb").rename(tmp_path / "mine.ipynb")
+    main(["lab", str(tmp_path)])
+    assert started[1][-1] == str(tmp_path) and [path.name for path in tmp_path.glob("*.ipynb")] == ["mine.ipynb"]

@@ -1,6 +1,8 @@
 "The dashboard's logic without a browser: what it accepts, measures, shares and refuses."
 
 import json
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +10,9 @@ import torch
 
 pytest.importorskip("anywidget", reason="needs the extra lab")
 
-from mdprop.dashboards import DensityDashboard
+from mdprop.dashboards import DensityDashboard, density
+from mdprop.dashboards.density import sample_rows as density_sample
+from mdprop.data import glyphs
 from mdprop.density import density_metrics
 from mdprop.retrieval import retrieval_metrics
 from mdprop.runs import Snapshot
@@ -37,9 +41,11 @@ def test_measures_are_those_of_the_full_space(dashboard):
     for side, at in ((dashboard.before, "before"), (dashboard.after, "after")):
         expected = density_metrics(side.z, side.labels) | retrieval_metrics(side.z, side.labels)
         shown = {m["label"]: m[at] for m in dashboard.view.metrics}
-        assert shown == pytest.approx({"Recall@1": expected["recall_at_1"], "pi_ratio": expected["pi_ratio"], "rho": expected["rho"]})
-    spread = np.frombuffer(dashboard.view.class_spread, np.float32).reshape(-1, 2)
-    assert spread[:, 0].mean() == pytest.approx(density_metrics(dashboard.before.z, dashboard.before.labels)["pi_intra"], abs=1e-5)
+        named = {"Recall@1": "recall_at_1", "MAP@R": "map_at_r", "pi_ratio": "pi_ratio", "rho": "rho"}
+        assert {label: shown[label] for label in named} == pytest.approx({label: expected[name] for label, name in named.items()})
+        assert 0.5 < shown["trustworthiness"] <= 1
+    spread = np.frombuffer(dashboard.view.class_table[0]["values"], np.float32)
+    assert spread.mean() == pytest.approx(density_metrics(dashboard.before.z, dashboard.before.labels)["pi_intra"], abs=1e-5)
 
 
 def test_names_keys_and_images_reach_the_view(dashboard):
@@ -57,23 +63,100 @@ def test_state_is_shared_both_ways(dashboard):
     assert json.loads(json.dumps(dashboard.state.as_dict()))["selection"] == [59]
 
 
-def test_a_layout_is_computed_once(monkeypatch):
+def test_a_layout_is_computed_once_and_beside_the_page(monkeypatch):
     calls = []
     shown = DensityDashboard(snapshot(), snapshot("mdprop", seed=1))
-    original = shown._project
-    monkeypatch.setattr(shown, "_project", lambda layout: (calls.append(layout), original("pca"))[1])
+    original = density.fit_layouts
+    monkeypatch.setattr(density, "fit_layouts", lambda one, two, layout, seed, progress: (calls.append(layout), original(one, two, "pca", seed))[1])
     shown.state.projection = "umap"
+    assert "UMAP layout of 60 images" in shown.view.busy
+    shown.wait()
     shown.state.projection = "pca"
     shown.view.projection = "umap"
+    shown.wait()
     shown.add_layout("umap")
     assert calls == ["umap"] and set(shown.view.projections) == {"pca", "umap"} and shown.view.busy == ""
 
 
 def test_a_layout_that_fails_is_a_message(monkeypatch):
     shown = DensityDashboard(snapshot(), snapshot())
-    monkeypatch.setattr(shown, "_project", lambda layout: (_ for _ in ()).throw(ImportError("umap is not installed: pip install 'mdprop[lab]'")))
+
+    def fail(*args, **kwargs):
+        raise ImportError("umap is not installed: pip install 'mdprop[lab]'")
+
+    monkeypatch.setattr(density, "fit_layouts", fail)
     shown.view.projection = "umap"
+    shown.wait()
     assert "pip install 'mdprop[lab]'" in shown.view.problem and shown.state.projection == "pca" == shown.view.projection and shown.view.busy == ""
+
+
+def test_cancel_goes_back_to_what_is_shown(monkeypatch):
+    shown = DensityDashboard(snapshot(), snapshot())
+    begun = threading.Event()
+
+    def endless(*args, progress, **kwargs):
+        while True:
+            begun.set()
+            progress(0.5)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(density, "fit_layouts", endless)
+    shown.view.projection = "densmap"
+    assert begun.wait(10)
+    shown.view.cancel += 1  # as the page's button does it
+    shown.wait(10)
+    assert shown.state.projection == "pca" == shown.view.projection and shown.view.busy == shown.view.problem == ""
+
+
+def test_values_and_charts_follow_k_and_the_selection(dashboard):
+    dashboard.state.k = 5
+    assert "neighbour 5" in dashboard.view.values["density"]["unit"]
+    dashboard.selection = []
+    dashboard.wait()
+    every = dashboard.view.charts
+    dashboard.selection = range(10, 30)
+    dashboard.wait()
+    assert dashboard.view.charts_for == "the 20 selected images" and dashboard.view.charts != every
+    dashboard.selection = []
+    dashboard.wait()
+    assert dashboard.view.charts_for == "all 60 images" and dashboard.view.charts == every
+    dashboard.state.k = 10
+
+
+def test_the_state_comes_back_from_json():
+    one = DensityDashboard(snapshot(), snapshot("mdprop", seed=1))
+    one.state.load({"third": "moves", "colour_by": "kept", "bandwidth": 0.04})
+    one.selection = [2, 7]
+    two = DensityDashboard(snapshot(), snapshot("mdprop", seed=1))
+    two.state.load(json.loads(json.dumps(one.state.as_dict())))
+    assert two.state.as_dict() == one.state.as_dict() and two.view.third == "moves" and two.selection.tolist() == [2, 7]
+    with pytest.raises(ValueError, match="'third' cannot be 'fourth'"):
+        two.state.load({"colour_by": "class", "third": "fourth"})
+    assert two.state.colour_by == "kept"
+
+
+def test_a_larger_image_is_sent_when_the_page_asks(dashboard, monkeypatch):
+    sent = []
+    monkeypatch.setattr(dashboard.view, "send", lambda content, buffers: sent.append((content, buffers)))
+    for message in ({"kind": "image", "item": 3}, {"kind": "image", "item": 60}, {"kind": "image", "item": "3"}, {"kind": "other"}):
+        dashboard._answer(dashboard.view, message, [])
+    assert [content for content, _ in sent] == [{"kind": "image", "item": 3}] and sent[0][1][0].startswith(b"\x89PNG")
+
+
+def test_more_rows_than_points_are_drawn_as_a_sample(monkeypatch):
+    monkeypatch.setattr(density, "MOST_POINTS", 50)
+    monkeypatch.setattr(density, "sample_rows", lambda labels: density_sample(labels, 50))
+    shown = DensityDashboard(snapshot(n=200), snapshot("mdprop", seed=1, n=200))
+    assert (shown.pair.n, shown.n, shown.view.total, shown.view.n) == (50, 200, 200, 50)
+    assert np.bincount(shown.pair.labels).tolist() == [10] * 5
+    grid = np.frombuffer(shown.view.projections["pca"]["grid_before"], np.float32)
+    assert grid.sum() == pytest.approx(200, rel=0.01)  # counted from all
+    shown.selection = shown.rows[[3, 8]]
+    assert shown.selection.tolist() == shown.rows[[3, 8]].tolist()
+    hidden = np.setdiff1d(np.arange(200), shown.rows)[0]
+    with pytest.raises(ValueError, match=f"item {hidden} is not among the 50 of 200 that are drawn"):
+        shown.selection = [hidden]
+    assert {m["label"]: m["before"] for m in shown.view.metrics}["pi_ratio"] == pytest.approx(density_metrics(shown.before.z, shown.before.labels)["pi_ratio"])
 
 
 @pytest.mark.parametrize(
@@ -106,7 +189,7 @@ def test_tensors_of_any_length_labels_with_gaps_and_no_labels():
     shown = DensityDashboard(torch.tensor(3 * one.z), one.z, one.labels * 10 - 7, normalize=True)
     assert shown.view.class_names == ["-7", "3", "13", "23", "33"] and shown.names == ("embedding 1", "embedding 2")
     bare = DensityDashboard(one.z, one.z)
-    assert [m["label"] for m in bare.view.metrics] == ["rho"] and bare.view.class_names == ["all images"]
+    assert [m["label"] for m in bare.view.metrics] == ["rho", "trustworthiness"] and bare.view.class_names == ["all images"]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -131,4 +214,29 @@ def test_runs_and_their_folders(tmp_path):
         (folder / "config.json").write_text(json.dumps({"format": 1}))
     by_path, by_run = DensityDashboard(str(tmp_path / "plain"), tmp_path / "mdprop"), DensityDashboard(Run(tmp_path / "plain"), Run(tmp_path / "mdprop"))
     assert by_path.names == by_run.names == ("plain", "mdprop")
-    assert by_path.view.projections == by_run.view.projections and by_path.view.sprite
+    assert by_path.view.projections == by_run.view.projections and by_path.view.sprite == by_run.view.sprite
+
+
+def test_domains_attacked_inputs_and_epochs_of_runs(demo_folder):
+    before, after = demo_folder / "plain", demo_folder / "mdprop"
+    test = glyphs().split_classes()[1]
+    shown = DensityDashboard(before, after, data=test, steps=1)
+    assert [choice["value"] for choice in shown.view.domain_choices] == ["", "clean", "single", "multi"]
+    assert [choice["value"] for choice in shown.view.inputs_choices] == ["clean", "single", "multi"]
+    clean = shown.view.projections["pca"]
+    shown.state.inputs = "single"
+    shown.wait()
+    arrows = shown.view.projections["pca"]
+    assert shown.view.problem == "" and arrows["before"] == clean["before"] and arrows["attacked_after"] != clean["after"]
+    shown.state.load({"inputs": "clean", "domain": "multi"})
+    shown.wait()
+    other = shown.view.projections["pca"]
+    assert shown.view.problem == "" and other["after"] != clean["after"] and "attacked_after" not in other
+    epochs = DensityDashboard(before, after, snapshot="valid")
+    assert epochs.view.epochs == ["epoch 0", "epoch 1"] and len(epochs.view.projections["pca"]["epochs_after"]) == 2
+    last = [np.frombuffer(packed, np.float32) for packed in (epochs.view.projections["pca"]["epochs_after"][1], epochs.view.projections["pca"]["after"])]
+    np.testing.assert_allclose(*last, atol=1e-4)
+    with pytest.raises(ValueError, match="not those of the snapshot 'test'"):
+        DensityDashboard(before, after, data=test.subset(range(20)))
+    with pytest.raises(ValueError, match="validated on the same images"):
+        DensityDashboard(snapshot(), snapshot(), snapshot="valid")

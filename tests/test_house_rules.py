@@ -17,21 +17,32 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = """data retrieval density norm model attacks recipes runs train robustness project figures panels dashboards cli all""".split()
 VIEWS = {"figures", "panels", "dashboards"}  # rooms that may need the extra `lab` as soon as they are imported
 MODULES = sorted(path for path in ROOT.glob("mdprop/**/*.py") if path.name != "_modidx.py")
-ROOMS = [path.stem for path in MODULES if path.name != "__init__.py"]
-each_module = pytest.mark.parametrize("path", MODULES, ids=[path.stem for path in MODULES])
+PACKAGE = ROOT / "mdprop"
+
+
+def room_of(path: Path) -> str:
+    "The room that a module belongs to: its own name, or that of the folder it stands in; '' for the package itself."
+    top = path.relative_to(PACKAGE).parts[0]
+    return "" if top == "__init__.py" else top.removesuffix(".py")
+
+
+ROOMS = sorted({room_of(path) for path in MODULES} - {""})
+each_module = pytest.mark.parametrize("path", MODULES, ids=[path.relative_to(PACKAGE).as_posix() for path in MODULES])
 
 
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imported_rooms(tree: ast.Module) -> set[str]:
-    "The modules of mdprop that a module imports, in whichever way it is written."
+def imported_rooms(tree: ast.Module, depth: int = 0) -> set[str]:
+    "The rooms of mdprop that a module imports, in whichever way it is written; `depth` folders below the package."
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
+            if 0 < node.level <= depth:
+                continue  # from its own room
             origin = ".".join(filter(None, ["mdprop" if node.level else "", node.module]))
             names |= {origin, *(f"{origin}.{alias.name}" for alias in node.names)}
     return {name.split(".")[1] for name in names if name.startswith("mdprop.")} & set(ORDER)
@@ -46,8 +57,8 @@ def test_every_room_has_its_place():
 
 @each_module
 def test_imports_run_one_way(path):
-    place = ORDER.index(path.stem) if path.stem in ORDER else 0
-    assert imported_rooms(tree_of(path)) <= set(ORDER[:place])
+    place = ORDER.index(room_of(path)) if room_of(path) in ORDER else 0
+    assert imported_rooms(tree_of(path), len(path.relative_to(PACKAGE).parts) - 1) <= set(ORDER[:place])
 
 
 FORMS = ["import mdprop.train", "from mdprop.train import fit", "from mdprop import train", "from .train import fit", "from . import train"]
@@ -56,6 +67,10 @@ FORMS = ["import mdprop.train", "from mdprop.train import fit", "from mdprop imp
 @pytest.mark.parametrize("line", FORMS)
 def test_imports_are_seen_in_every_form(line):
     assert imported_rooms(ast.parse(line)) == {"train"}
+
+
+def test_a_room_of_several_modules_may_import_its_own():
+    assert imported_rooms(ast.parse("from .base import x\nfrom ..train import fit"), depth=1) == {"train"}
 
 
 # Extras are optional

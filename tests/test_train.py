@@ -16,9 +16,10 @@ from mdprop.data import ImageSet, SplitError, glyphs, image_folder
 from mdprop.model import Embedder, embed
 from mdprop.norm import domains_of
 from mdprop.recipes import Branch, FeatureAttack, Recipe, mdprop_paper
+from mdprop.retrieval import retrieval_metrics
 from mdprop.robustness import compare
 from mdprop.runs import Run, RunError, load_tensors
-from mdprop.train import create_loss, derived_seed, fit, learning_rate
+from mdprop.train import StopTraining, create_loss, derived_seed, fit, learning_rate
 
 QUICK = dict(epochs=1, width=4, dim=8, batch_size=16, per_class=2, progress=False)
 
@@ -381,3 +382,113 @@ def test_seeds_and_rates():
     assert len({derived_seed(s, e, k) for s in range(5) for e in range(5) for k in range(3)}) == 75
     assert [learning_rate(s, 4, 1.0, "linear") for s in range(4)] == [1.0, 0.75, 0.5, 0.25]
     assert create_loss("MultiSimilarityLoss").__class__ is losses.MultiSimilarityLoss
+
+
+# Watching
+
+
+def listener():
+    "A watch that keeps everything."
+    told = []
+    return told, lambda what, facts: told.append((what, dict(facts)))
+
+
+def test_a_watch_is_told_everything_and_changes_nothing(few, tmp_path):
+    told, watch = listener()
+    settings = QUICK | dict(epochs=2, batch_size=8)  # 10 steps an epoch or more: the loss is read twice
+    alone = fit(few, "mdprop", tmp_path / "alone", **settings)
+    run = fit(few, "mdprop", tmp_path / "run", watch=watch, **settings)
+    assert same(weights(run), weights(alone))
+    steps = [facts for what, facts in told if what == "step"]
+    total = told[0][1]["steps"]
+    assert [facts["step"] for facts in steps] == list(range(1, total + 1)) and total % 2 == 0
+    assert all(("loss" in facts) == ((facts["step"] - 1) % (total // 2) % 10 == 0) for facts in steps)
+    assert all(list(facts["losses"]) == ["clean", "single", "multi"] for facts in steps if "loss" in facts)
+    assert all(facts["images_per_s"] > 0 and "eps_share" not in facts for facts in steps)
+    assert steps[-1]["lr"] == run.metrics["lr"].iloc[-1]
+    assert [what for what, _ in told if what != "step"] == ["start", "epoch", "epoch", "end"]
+    start, end = told[0][1], told[-1][1]
+    assert (start["run"], start["recipe"], start["epoch"], start["rows"]) == (str(run.path), "mdprop", 0, [])
+    assert end == dict(epoch=2, stopped=False)
+    rows = [facts for what, facts in told if what == "epoch"]
+    assert [row["recall_at_1"] for row in rows] == run.metrics["recall_at_1"].tolist()
+
+
+@pytest.mark.parametrize("at", ["start", "first step", "second epoch", "epoch", "end"])
+def test_a_stopped_run_is_whole_and_goes_on_to_the_same_weights(few, tmp_path, at):
+    def stop(what, facts):
+        if at in {what, {1: "first step"}.get(facts.get("step"))} or (at == "second epoch" and what == "step" and facts["epoch"] == 2):
+            raise StopTraining
+
+    settings = QUICK | dict(epochs=2, batch_size=8)
+    whole = fit(few, "mdprop", tmp_path / "whole", **settings)
+    told, watch = listener()
+
+    def both(what, facts):
+        watch(what, facts)
+        stop(what, facts)
+
+    stopped = fit(few, "mdprop", tmp_path / "run", watch=both, **settings)
+    done = {"start": 0, "first step": 0, "second epoch": 1, "epoch": 1, "end": 2}[at]
+    assert len(stopped.metrics) == done == told[-1][1]["epoch"] and told[-1][1]["stopped"] == (done < 2)
+    assert (stopped.path / "last.safetensors").exists() == (done > 0)
+    again = fit(few, "mdprop", tmp_path / "run", **settings)
+    assert same(weights(again), weights(whole)) and again.snapshots == whole.snapshots
+
+
+def test_the_time_of_a_watch_is_not_training_time(few, tmp_path):
+    pause = lambda what, facts: time.sleep(0.3 * (what == "step"))
+    run = fit(few, "plain", tmp_path / "run", watch=pause, **QUICK)
+    assert run.metrics["images_per_s"].iloc[0] > 16 / 0.3  # no more than that, were the pauses counted
+
+
+def test_what_a_watch_raises_is_not_swallowed(few, tmp_path):
+    def broken(what, facts):
+        if what == "epoch":
+            raise RuntimeError("the watch is broken")
+
+    with pytest.raises(RuntimeError, match="the watch is broken"):
+        fit(few, "plain", tmp_path / "run", watch=broken, **QUICK)
+    assert len(Run(tmp_path / "run").metrics) == 1  # the epoch had been saved
+
+
+def test_a_rising_eps_is_told(few, tmp_path):
+    told, watch = listener()
+    recipe = Recipe("rising", (Branch(), Branch("single", FeatureAttack(1, 8 / 255, 1))), warmup=0.5)
+    fit(few, recipe, tmp_path / "run", watch=watch, **QUICK | dict(epochs=2))
+    shares = [facts["eps_share"] for what, facts in told if what == "step"]
+    assert shares[0] == 0 and shares[-1] == 1 and sorted(shares) == shares
+
+
+@pytest.mark.parametrize(
+    ("loss", "recipe", "columns"),
+    [
+        ("multi_similarity", "mdprop", ["loss_clean", "loss_single", "loss_multi"]),
+        ("arcface", "advprop", ["loss_clean", "loss_single"]),
+        ("multi_similarity", "adversarial_training", ["loss_clean"]),
+        ("triplet_margin", "mdprop", []),
+        ("proxy_anchor", "mdprop", []),
+        ("contrastive", "mdprop", []),
+    ],
+)
+def test_the_loss_of_a_branch_is_there_only_where_it_is_defined(few, tmp_path, loss, recipe, columns):
+    metrics = fit(few, recipe, tmp_path / "run", loss=loss, **QUICK).metrics
+    assert [name for name in metrics if name.startswith("loss_")] == columns
+    shares = {"mdprop": [0.5, 0.25, 0.25], "advprop": [0.5, 0.5], "adversarial_training": [1.0]}[recipe]
+    if columns:
+        assert metrics[columns].to_numpy() @ shares == pytest.approx(metrics["loss"], rel=1e-4)
+
+
+def test_losses_that_are_summed_are_all_there(few, tmp_path):
+    recipe = Recipe("apart", (Branch(), Branch("single", FeatureAttack(1, 8 / 255, 1), weight=0.5)), joint=False)
+    metrics = fit(few, recipe, tmp_path / "run", loss="triplet_margin", **QUICK).metrics
+    assert metrics[["loss_clean", "loss_single"]].to_numpy() @ [1, 0.5] == pytest.approx(metrics["loss"], rel=1e-4)
+
+
+def test_validation_through_every_domain(few, tmp_path):
+    run = fit(few, "mdprop", tmp_path / "run", valid_domains=True, **QUICK)
+    held = next(part for part in few.hold_out_classes(0.2) if list(part.class_names) == run.snapshot().class_names)
+    for domain in ("single", "multi"):
+        expected = retrieval_metrics(embed(run.model("last"), held, domain), held.labels)["recall_at_1"]
+        assert run.metrics[f"recall_at_1_{domain}"].iloc[-1] == pytest.approx(expected)
+    assert "recall_at_1_single" not in fit(few, "plain", tmp_path / "plain", valid_domains=True, **QUICK).metrics

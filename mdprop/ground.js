@@ -1,0 +1,40 @@
+// mdprop: says whether the page is light or dark, and when that changes.
+// Comes before the modules that need it (`tiles.js`), or alone as the widget `Ground`.
+
+/** "light" or "dark": JupyterLab's theme, VS Code's, or else the colour behind the element and the system's wish. */
+export function themeOf(node) {
+  for (const at of [document.body, document.documentElement]) {
+    const lab = at.dataset.jpThemeLight, code = at.dataset.vscodeThemeKind;
+    if (lab) return lab === "false" ? "dark" : "light";
+    if (code) return code.includes("dark") ? "dark" : "light";
+  }
+  for (let at = node; at; at = at.parentElement) {
+    const [r, g, b, a = 1] = (getComputedStyle(at).backgroundColor.match(/[\d.]+/g) || [0, 0, 0, 0]).map(Number);
+    if (a > 0.5) return 0.3 * r + 0.59 * g + 0.11 * b < 128 ? "dark" : "light";
+  }
+  return matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+}
+
+/** Call `tell(theme)` now and whenever it changes; gives back how to stop. */
+export function watchGround(node, tell) {
+  let told, later = 0;
+  const look = () => {
+    const theme = themeOf(node);
+    if (theme !== told) tell((told = theme));
+  };
+  const soon = () => { clearTimeout(later); later = setTimeout(look, 60); };
+  const observer = new MutationObserver(soon), system = matchMedia("(prefers-color-scheme: dark)");
+  for (const at of [document.body, document.documentElement]) observer.observe(at, { attributes: true, attributeFilter: ["class", "style", "data-jp-theme-light", "data-vscode-theme-kind"] });
+  system.addEventListener("change", soon);
+  look();
+  soon();  // once more, when the element is in its place
+  return () => { clearTimeout(later); observer.disconnect(); system.removeEventListener("change", soon); };
+}
+
+/** The widget: it shows nothing and keeps the trait `theme`. */
+export const ground = {
+  render({ model, el }) {
+    el.hidden = true;
+    return watchGround(el.parentElement || el, (theme) => { model.set("theme", theme); model.save_changes(); });
+  },
+};

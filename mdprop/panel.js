@@ -353,7 +353,7 @@ function metricCard(metric, id) {
   return h("article", { class: "mdp-metric", "data-verdict": both && !same ? (good ? "better" : "worse") : "none" },
     h("h3", {}, h("span", { text: label }), h("span", { class: "mdp-caption", text: caption }), info, tip),
     h("div", { class: "mdp-values" }, part("before", show(before), ""), part("after", show(after), "mdp-after"),
-      part(percent ? "diff. in points" : "difference", both ? `${same ? "±" : up ? "+" : "−"}${shown}` : "n/a", "mdp-gap")),
+      part("difference", both ? `${same ? "±" : up ? "+" : "−"}${shown}${percent ? " pts" : ""}` : "n/a", "mdp-gap")),
     h("p", { class: "mdp-direction" }, h("strong", { text: verdict && verdict !== "no change" ? `${up ? "▲" : "▼"} ${verdict}` : verdict }), h("span", { text: direction })));
 }
 
@@ -703,7 +703,8 @@ class View {
     const c = this.controls;
     c.density_scale.hidden = this.get("contours") !== "class";
     c.density_style.hidden = this.get("contours") === "off";
-    c.noise_only.hidden = !this.rerun || this.get("third") === "off";
+    const chance = this.rerun || (this.get("can_rerun") && this.get("projection") !== "pca");  // PCA has no chance in it
+    c.noise_only.hidden = !chance || this.get("third") === "off";
   }
 
   buildBusy() {

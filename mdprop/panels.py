@@ -435,7 +435,7 @@ def metric(
         "direction": direction or f"{better} is better",
     }
 
-# %% ../nbs/12_panels.ipynb #a349629b
+# %% ../nbs/12_panels.ipynb #2a4adeb2
 _PACKAGE = files("mdprop")
 PANEL_JS = _PACKAGE.joinpath("panel.js").read_text(encoding="utf-8")
 PANEL_CSS = _PACKAGE.joinpath("panel.css").read_text(encoding="utf-8")
@@ -474,6 +474,7 @@ class PairedView(anywidget.AnyWidget):
     inputs_choices = traitlets.List(traitlets.Dict(), help="value, label, meaning").tag(sync=True)
     domain_choices = traitlets.List(traitlets.Dict(), help="value, label").tag(sync=True)
     k_choices = traitlets.List(traitlets.Int()).tag(sync=True)
+    can_rerun = traitlets.Bool(False, help="a kernel is there that lays out again by another seed when `noise_only` is set").tag(sync=True)
     # what the user has set
     projection = traitlets.Unicode("pca", help="layout that is shown").tag(sync=True)
     colour_by = traitlets.Unicode("class", help="'class', or a key of `values`").tag(sync=True)

@@ -68,14 +68,14 @@ def ink(page, panel: int) -> str:
 
 
 @contextmanager
-def jupyter_lab(folder: Path) -> Iterator[tuple[str, str]]:
+def jupyter_lab(folder: Path, threads: int = 1) -> Iterator[tuple[str, str]]:
     "JupyterLab on the notebooks of `folder` with settings of its own, on loopback with a token: (address, token)."
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token, home = secrets.token_hex(16), folder / "home"
     places = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_WORKSPACES_DIR", "JUPYTERLAB_SETTINGS_DIR", "IPYTHONDIR")
-    env = os.environ | {name: str(home / name) for name in places} | {"OMP_NUM_THREADS": "1"}
+    env = os.environ | {name: str(home / name) for name in places} | {"OMP_NUM_THREADS": str(threads)}
     settings = {
         "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
         "notebook-extension/tracker": {"autoStartDefault": True},

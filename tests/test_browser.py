@@ -295,9 +295,15 @@ def test_dashboard_in_jupyterlab(browser, tmp_path):
         page.get_by_role("radio", name="UMAP").check()
         page.wait_for_function("document.querySelector('.mdp-note').textContent.includes('UMAP bends')", timeout=120_000)
         wait_for_kernel(page, "print(sorted(dashboard.view.projections), dashboard.view.busy)", "['pca', 'umap']")
+        page.get_by_label("Only above re-run noise").check()
+        wait_for_kernel(page, "print('rerun' in dashboard.view.projections['umap'], dashboard.view.busy)", "True")
+        page.get_by_label("Neighbours k").select_option("5")
+        wait_for_kernel(page, "print(dashboard.state.k, dashboard.view.values['density']['unit'][-1])", "5 5")
+        page.get_by_label("Colour by").select_option("kept")
+        wait_for_kernel(page, "print(dashboard.state.colour_by)", "kept")
         page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
         seen = settled(page)
-        for _ in range(2):
+        for _ in range(5):
             page.reload()
             page.wait_for_selector(".mdp[data-theme=dark] .mdp-row", timeout=60_000)
             assert settled(page) == seen and page.locator(".mdp-chip").inner_text().startswith("class 5")

@@ -123,6 +123,15 @@ def test_values_and_charts_follow_k_and_the_selection(dashboard):
     dashboard.state.k = 10
 
 
+def test_large_sets_are_shown_before_their_neighbours_are_found(monkeypatch):
+    monkeypatch.setattr(density, "SOON", 50)
+    shown = DensityDashboard(snapshot(), snapshot("mdprop", seed=1))
+    shown.selection = [3, 4]  # drawing its charts does not end the search
+    shown.wait()
+    assert list(shown.view.values) == ["density", "density_change", "correct", "kept"] and shown.view.charts_for == "the 2 selected images"
+    assert [m["label"] for m in shown.view.metrics][:2] == ["Recall@1", "MAP@R"] and len(shown.view.class_table) == 6
+
+
 def test_the_state_comes_back_from_json():
     one = DensityDashboard(snapshot(), snapshot("mdprop", seed=1))
     one.state.load({"third": "moves", "colour_by": "kept", "bandwidth": 0.04})

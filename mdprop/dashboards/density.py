@@ -128,9 +128,9 @@ class Spaces:
         names = [name for name in one.snapshots if TRAINING_SNAPSHOT.fullmatch(name) and name in two.snapshots]
         return [(f"epoch {int(name.partition('-')[2])}", one.snapshot(name).z, two.snapshot(name).z) for name in names]
 
-# %% ../../nbs/13b_density.ipynb #43d9a275
+# %% ../../nbs/13b_density.ipynb #2572dde5
 MOST_POINTS = 100_000  # points that are drawn
-SOON = 10_000  # items whose neighbours are found before the dashboard is shown; with more, they come after it
+SOON = 5_000  # items whose neighbours are found before the dashboard is shown; with more, they come after it
 
 
 def sample_rows(labels: NDArray[np.int64], most: int = MOST_POINTS, seed: int = 0) -> NDArray[np.int64] | None:
@@ -161,7 +161,7 @@ class Picture:
         self.xy = self.layouts.before[self.rows], self.layouts.after[self.rows]
         k = min(10, (len(self.xy[0]) - 1) // 2)
         clean = before[some], after[some]
-        self.trust = [trustworthiness(z, xy, k, rows=2000) if k else None for z, xy in zip(clean, self.xy, strict=True)]
+        self.trust = [trustworthiness(z, xy, k, rows=1000) if k else None for z, xy in zip(clean, self.xy, strict=True)]
         self.further: dict[str, Any] = {}
         if linear and rows is not None:
             window = picture_window(self.layouts.before, self.layouts.after)
@@ -191,7 +191,7 @@ class Picture:
 
 SIDES: Sequence[Literal["before", "after"]] = ("before", "after")
 
-# %% ../../nbs/13b_density.ipynb #d4939f37
+# %% ../../nbs/13b_density.ipynb #b4f37bd0
 class DensityDashboard(Dashboard):
     "Two embeddings of the same items side by side and their difference: linked pictures, measures of the full space, classes, charts, images."
 
@@ -240,7 +240,8 @@ class DensityDashboard(Dashboard):
         self.widget = self.view
         self._link()
         if not now:
-            self._drawing.start("Finding neighbours", lambda report: self._measured(entry), self._show)
+            rest = lambda traits: {name: value for name, value in traits.items() if not name.startswith("charts")}  # those follow the selection
+            self._measuring.start("Finding neighbours", lambda report: rest(self._measured(entry)), self._show)
 
     def _pair(self, before: NDArray[np.float32], after: NDArray[np.float32]) -> Pair:
         "The items that are drawn; pi and rho are of all."
@@ -250,11 +251,11 @@ class DensityDashboard(Dashboard):
         one, two = (_taken(side, self.rows) for side in sides)
         return Pair(one, two, Pair(*sides).stats)
 
-    def _choices(self) -> dict[str, list[Any]]:
+    def _choices(self) -> dict[str, Any]:
         "What the controls offer."
         domains = [dict(value=name, label=name or "each run's first") for name in ["", *self.spaces.domains]] if self.spaces.domains else []
         inputs = [dict(value=name, label=label, meaning=meaning) for name, label, meaning in INPUTS if name in self.spaces.inputs]
-        return dict(projection_choices=list(PROJECTIONS), domain_choices=domains, inputs_choices=inputs, k_choices=self.pair.k_choices)
+        return dict(projection_choices=list(PROJECTIONS), domain_choices=domains, inputs_choices=inputs, k_choices=self.pair.k_choices, can_rerun=True)
 
     def _measured(self, entry: dict[str, Any], neighbours: bool = True) -> dict[str, Any]:
         "Everything that is measured in the space, for the view; `neighbours=False` leaves out what takes long."
@@ -283,7 +284,8 @@ class DensityDashboard(Dashboard):
         self.state.observe(lambda change: setattr(self.view, change["name"], change["new"]), shared)
         self.view.observe(lambda change: setattr(self.state, change["name"], change["new"]), shared)
         self._shown = {name: getattr(self.state, name) for name in ("projection", "domain", "inputs", "noise_only")}
-        self._work, self._drawing = Work(self._show_busy, self._show_problem), Work(lambda what, share: None, self._show_problem)
+        self._work = Work(self._show_busy, self._show_problem)
+        self._measuring, self._drawing = (Work(lambda what, share: None, self._show_problem) for _ in range(2))
         self.state.observe(lambda change: self._change_space(), list(self._shown))
         self.state.observe(lambda change: self._show(self._measured(self._entry)), "k")
         self.state.observe(lambda change: self._change_charts(), "selection")
@@ -309,7 +311,7 @@ class DensityDashboard(Dashboard):
         seconds: float = 600.0,  # at most
     ) -> None:
         "Until everything that was asked for is shown. Raises TimeoutError."
-        for work in (self._work, self._drawing):
+        for work in (self._work, self._measuring, self._drawing):
             work.wait(seconds)
 
     def _picture(self, layout: str, domain: str, report: Callable[[float], None] | None = None) -> Picture:
@@ -423,7 +425,7 @@ class DensityDashboard(Dashboard):
         data, metadata = super()._repr_mimebundle_(**kwargs)
         return {**data, "image/png": base64.b64encode(still_png(self.view)).decode()}, metadata
 
-# %% ../../nbs/13b_density.ipynb #bb8820e8
+# %% ../../nbs/13b_density.ipynb #8e627e71
 INPUTS = (
     ("clean", "clean", "The images as they are."),
     ("single", "attacked, one target", "Every image is moved, within the attack's radius, towards the embedding of one other image (white-box)."),
@@ -441,12 +443,12 @@ def _last_epoch(*sources: Source) -> str:
     return common[-1]
 
 
-def _some(rows: NDArray[np.int64], most: int = 4_000) -> NDArray[np.int64]:
+def _some(rows: NDArray[np.int64], most: int = 2_000) -> NDArray[np.int64]:
     "The rows, or a seeded draw where there are more than charts need."
     return rows if len(rows) <= most else np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
 
 
-def _what(chosen: int, n: int, most: int = 4_000) -> str:
+def _what(chosen: int, n: int, most: int = 2_000) -> str:
     "What the charts show, in words."
     which = f"all {n:,} images" if chosen == n else f"the {chosen:,} selected images" if chosen != 1 else "the selected image"
     return which if chosen <= most else f"{most:,} of {which}, drawn at random"

@@ -503,7 +503,7 @@ class PairedView(anywidget.AnyWidget):
         "Number of items."
         return len(self.classes) // 2
 
-# %% ../nbs/12_panels.ipynb #5228e39f
+# %% ../nbs/12_panels.ipynb #a04df91a
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -518,14 +518,14 @@ _PAGE = """<!doctype html>
 <main>
 <header><h1>{title}</h1><p>{subtitle}</p></header>
 <div id="mdprop-view"></div>
-<noscript><p>This page needs JavaScript for the linked views. A still picture:</p><img alt="{title}" src="data:image/png;base64,{still}"></noscript>
+<noscript>{noscript}</noscript>
 </main>
 <script type="application/json" id="mdprop-data">{data}</script>
-<script type="module">{script}</script>
+{scripts}
 </body>
 </html>
 """
-_POLICY = "default-src 'none'; script-src '{}'; style-src '{}'; img-src data:; base-uri 'none'; form-action 'none'"
+_POLICY = "default-src 'none'; script-src {scripts}; style-src {styles}; img-src data: blob:; base-uri 'none'; form-action 'none'"
 _NOT_IN_A_PAGE = {"projection_choices", "busy", "progress", "cancel", "problem", "error"}  # they speak of a kernel, and there is none
 _START = "\nopenPage(document.getElementById('mdprop-data'), document.getElementById('mdprop-view'));\n"
 
@@ -541,7 +541,30 @@ def _base64(value: Any) -> Any:
         return {"base64": base64.b64encode(value).decode()}
     raise TypeError(f"{type(value).__name__} cannot stand in a page")
 
-# %% ../nbs/12_panels.ipynb #6b6c1aef
+
+def whole_page(
+    title: str,  # shown as text
+    subtitle: str,  # shown as text
+    data: Any,  # for JSON, with bytes; the script finds it in #mdprop-data, and its place is #mdprop-view
+    script: str,  # the page's own module
+    style: str,
+    noscript: str,  # HTML for a browser without scripts
+    library: str = "",  # a script that comes first and makes styles of its own, such as plotly; "": none
+) -> str:
+    "An HTML document that needs nothing else: only these scripts run, nothing is loaded, and what stands in the data stays text."
+    scripts = [(kind, text) for kind, text in (("", library), (' type="module"', script)) if text]
+    styles = "'unsafe-inline'" if library else f"'{_csp_hash(style)}'"
+    return _PAGE.format(
+        title=html.escape(title),
+        subtitle=html.escape(subtitle),
+        policy=_POLICY.format(scripts=" ".join(f"'{_csp_hash(text)}'" for _, text in scripts), styles=styles),
+        style=style,
+        noscript=noscript,
+        data=json.dumps(data, default=_base64, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+        scripts="\n".join(f"<script{kind}>{text}</script>" for kind, text in scripts),
+    )
+
+# %% ../nbs/12_panels.ipynb #c98bd152
 def page_html(
     view: PairedView,
     title: str = "Before and after",  # shown as text
@@ -555,17 +578,9 @@ def page_html(
     state |= {"busy": "", "problem": "", "error": "", "projection_choices": list(view.projections)}
     if images is not None:
         state["sprite"], state["sprite_grid"] = sprite_sheet(images, side=48, budget=PAGE_SPRITE)
-    data = json.dumps(state, default=_base64, allow_nan=False, separators=(",", ":"))
-    script = PANEL_JS + _START
-    return _PAGE.format(
-        script=script,
-        policy=_POLICY.format(_csp_hash(script), _csp_hash(PANEL_CSS)),
-        style=PANEL_CSS,
-        data=data.replace("<", "\\u003c"),
-        title=html.escape(title),
-        subtitle=html.escape(subtitle),
-        still=base64.b64encode(still_png(view)).decode(),
-    )
+    still = f'<img alt="{html.escape(title)}" src="data:image/png;base64,{base64.b64encode(still_png(view)).decode()}">'
+    noscript = f"<p>This page needs JavaScript for the linked views. A still picture:</p>{still}"
+    return whole_page(title, subtitle, state, PANEL_JS + _START, PANEL_CSS, noscript)
 
 
 def save_html(

@@ -4,6 +4,7 @@ import io
 import os
 import random
 import tempfile
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,6 +74,15 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real images here: let MDPROP_TEST_DATA name their folder")
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    "A headless browser, one for all tests of a file."
+    from browser import open_browser
+
+    with open_browser() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("anywidget", reason="needs the extra lab")
 
-from browser import Complaints, ask_kernel, ink, jupyter_lab, open_browser, open_notebook, run_all_cells, wait_for_kernel
+from browser import Complaints, ask_kernel, ink, jupyter_lab, open_notebook, run_all_cells, wait_for_kernel
 
 from mdprop.dashboards import DensityDashboard
 from mdprop.panels import PANEL_JS
@@ -36,12 +36,6 @@ def dashboard():
     built = DensityDashboard(*arrays(), class_names=names, names=("plain", "<b>mdprop</b>"))
     built.add_layout("umap")
     return built
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
+from test_density import stats_of, unit_rows
 
 from mdprop import density
 from mdprop.density import (
@@ -19,19 +20,6 @@ from mdprop.density import (
     distance_overlap, intrinsic_dimension, local_intrinsic_dimension, local_log_density, uniformity,
 )
 from mdprop.retrieval import nearest_neighbours
-
-
-def unit_rows(n, dim, seed=0, pull=0.0):
-    "Random directions; `pull` draws them towards one."
-    z = np.random.default_rng(seed).normal(size=(n, dim))
-    z[:, 0] += pull
-    return z / np.linalg.norm(z, axis=1, keepdims=True)
-
-
-def stats_of(z, labels):
-    stats = DensityStats()
-    stats.update(z, labels)
-    return stats
 
 
 def same_statistics(a, b, tolerance=0.0):

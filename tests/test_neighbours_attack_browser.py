@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("anywidget", reason="needs the extra lab")
 
-from browser import Complaints, ask_kernel, jupyter_lab, open_browser, open_notebook, run_all_cells, wait_for_kernel
+from browser import Complaints, ask_kernel, jupyter_lab, open_notebook, run_all_cells, wait_for_kernel
 
 from mdprop.dashboards.attack import AttackDashboard
 from mdprop.dashboards.base import GROUND_JS, TILES_JS
@@ -47,12 +47,6 @@ def attack():
     shown = AttackDashboard(*models, images=named, names=("plain", "<b>mdprop</b>"), item=3, count=2, steps=3)
     shown.work.wait()
     return shown
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as opened:
-        yield opened
 
 
 @pytest.fixture

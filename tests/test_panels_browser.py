@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("anywidget", reason="needs the extra lab")
 
-from browser import Complaints, ask_kernel, ink, jupyter_lab, open_browser, open_notebook, run_all_cells, wait_for_kernel
+from browser import Complaints, ask_kernel, ink, jupyter_lab, open_notebook, run_all_cells, wait_for_kernel
 
 from mdprop.panels import (
     PANEL_CSS, PANEL_JS, PairedView, _ratio, _scene, class_column, item_values, line_chart, metric, pack_names, pack_positions, projection, save_html,
@@ -63,12 +63,6 @@ def whole(n=360, classes=12):
     )
     inputs = [{"value": "clean", "label": "clean", "meaning": "as they are"}, {"value": "single", "label": "one target", "meaning": "attacked"}]
     return PairedView(**state, inputs_choices=inputs, inputs="single", k_choices=[5, 10], domain_choices=[{"value": "clean", "label": "clean"}], domain="clean")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

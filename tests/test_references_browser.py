@@ -12,7 +12,6 @@ import pytest
 
 pytest.importorskip("anywidget", reason="needs the extra lab")
 
-from browser import open_browser
 from PIL import Image
 from test_browser import arrays
 
@@ -32,12 +31,6 @@ def page_path(tmp_path_factory):
     shown.state.load({"class_filter": [1, 4, 7], "contours": "class"})
     shown.selection = range(0, 240, 12)
     return shown.save_html(tmp_path_factory.mktemp("page") / "density.html")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as opened:
-        yield opened
 
 
 def coarse(picture: Image.Image, like: Image.Image) -> np.ndarray:

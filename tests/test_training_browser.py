@@ -9,7 +9,7 @@ pytest.importorskip("anywidget", reason="needs the extra lab")
 
 pytest.importorskip("playwright", reason="pip install playwright")
 
-from browser import Complaints, ask_kernel, jupyter_lab, open_browser, open_notebook, run_all_cells, wait_for_kernel
+from browser import Complaints, ask_kernel, jupyter_lab, open_notebook, run_all_cells, wait_for_kernel
 from playwright.sync_api import Error as PlaywrightError
 from test_dashboards_robustness import hand_made
 
@@ -35,12 +35,6 @@ def folder(tmp_path_factory):
         run = fit(few, recipe, place / "runs" / name, epochs=2, width=4, dim=8, batch_size=16, per_class=2, valid_domains=True, progress=False)
         write_json(run.path / "robustness.json", hand_made(k, ["GTM: more steps do not help"] * k, transfer=k == 1, run=name).to_json())
     return place
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as opened:
-        yield opened
 
 
 def drawn(scope):

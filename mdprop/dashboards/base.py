@@ -6,8 +6,7 @@
 __all__ = ['MARKS', 'State', 'Cancelled', 'Work', 'Status', 'Ground', 'Chart', 'line_key', 'Tiles', 'tile_row', 'chart_grid',
            'Dashboard', 'text_block', 'chart_block', 'table_block', 'tiles_block', 'page']
 
-# %% ../../nbs/13a_base.ipynb #b6bbfa40
-import base64
+# %% ../../nbs/13a_base.ipynb #2ab10722
 import gzip
 import html
 import json
@@ -24,7 +23,7 @@ from numpy.typing import ArrayLike
 
 from .. import needs_extra
 from ..figures import DASHES, _colour
-from ..panels import _csp_hash, sprite_sheet
+from ..panels import sprite_sheet, whole_page
 from ..retrieval import as_embeddings, as_labels
 from ..runs import Run, Snapshot, load, replacing
 
@@ -456,31 +455,7 @@ class Dashboard:
         data, metadata = shown if isinstance(shown, tuple) else (shown, {})
         return {**data, "text/plain": repr(self)}, metadata
 
-# %% ../../nbs/13a_base.ipynb #fa1d008b
-_POLICY = "default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body class="mdp-page">
-<main>
-<header><h1>{title}</h1><p>{subtitle}</p></header>
-<div id="mdprop-blocks"></div>
-<noscript><p>This page needs JavaScript for its charts.</p></noscript>
-</main>
-<script type="application/json" id="mdprop-data">{data}</script>
-{scripts}
-</body>
-</html>
-"""
-
-# %% ../../nbs/13a_base.ipynb #6c5f7ac6
+# %% ../../nbs/13a_base.ipynb #c996a1c3
 def text_block(
     text: str,  # a paragraph, shown as text
     heading: str = "",  # shown as text
@@ -531,14 +506,7 @@ def tiles_block(
     state = {name: getattr(tiles, name) for name in ("sprite", "sprite_grid", "tile", "rows", "picked", "columns")}
     return {"kind": "tiles", "heading": heading, "note": note, **state}
 
-
-def _as_base64(value: Any) -> Any:
-    "JSON for bytes."
-    if isinstance(value, bytes):
-        return {"base64": base64.b64encode(value).decode()}
-    raise TypeError(f"{type(value).__name__} cannot stand in a page")
-
-# %% ../../nbs/13a_base.ipynb #3e2b2796
+# %% ../../nbs/13a_base.ipynb #686393cf
 def page(
     title: str,  # shown as text
     subtitle: str,  # shown as text
@@ -547,15 +515,7 @@ def page(
     "One HTML document that needs nothing else."
     charts = any(block["kind"] == "chart" for block in blocks)
     brought = list(dict.fromkeys(block["script"] for block in blocks if "script" in block))
-    own = "".join([GROUND_JS, TILES_JS, PAGE_JS, *brought, "\nopenBlocks(document.getElementById('mdprop-data'), document.getElementById('mdprop-blocks'));\n"])
+    own = "".join([GROUND_JS, TILES_JS, PAGE_JS, *brought, "\nopenBlocks(document.getElementById('mdprop-data'), document.getElementById('mdprop-view'));\n"])
     shown = [{name: value for name, value in block.items() if name != "script"} for block in blocks]
-    data = json.dumps(shown, default=_as_base64, allow_nan=False, separators=(",", ":"))
-    scripts = [("", get_plotlyjs())] * charts + [(' type="module"', own)]
-    return _PAGE.format(
-        title=html.escape(title),
-        subtitle=html.escape(subtitle),
-        style=PANEL_CSS + TILES_CSS,
-        data=data.replace("<", "\\u003c"),
-        policy=_POLICY.format(hashes=" ".join(f"'{_csp_hash(text)}'" for _, text in scripts)),
-        scripts="\n".join(f"<script{kind}>{text}</script>" for kind, text in scripts),
-    )
+    library = get_plotlyjs() if charts else ""
+    return whole_page(title, subtitle, shown, own, PANEL_CSS + TILES_CSS, "<p>This page needs JavaScript for its charts.</p>", library)

@@ -2,8 +2,8 @@
 # Another Python: make demo PYTHON=python3.12    Arguments: make test ARGS="-k norm"
 PYTHON ?= python3
 
-.PHONY: help demo test lab export lock
+.PHONY: help demo test lab docs export lock
 help:
 	@$(PYTHON) dev.py --help
-demo test lab export lock:
+demo test lab docs export lock:
 	@$(PYTHON) dev.py $@ $(ARGS)

@@ -42,9 +42,10 @@ BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 STAMP = VENV / "mdprop-installed.json"  # says what was installed, so that a second run need not ask pip
 CONSTRAINTS = ROOT / "constraints.txt"
 INSTALLED_FROM = ("settings.ini", "setup.py", "pyproject.toml", "constraints.txt")
-ALL_EXTRAS = ("dev", "lab", "timm")
+ALL_EXTRAS = ("dev", "lab", "timm", "ray", "track", "docs")
 NOTEBOOK_LIMIT = 600  # seconds: one that hangs is stopped; they are meant to take well under two minutes
 NOTEBOOK_WORKERS = 2
+TEST_PROCESSES = 2  # one of them has all tests with a browser, see tests/conftest.py
 NOT_LOCKED = re.compile(r"mdprop|pip|wheel|nvidia-.*|cuda-.*|triton")  # the last three come with CUDA builds of torch only
 
 
@@ -301,13 +302,19 @@ def test(arguments: list[str]) -> int:
     set_up(*ALL_EXTRAS)
     run_checks()
     say(f"[{len(CHECKS) + 1}/{len(CHECKS) + 1}] pytest")
-    return call(tool("python"), "-m", "pytest", *arguments)
+    return call(tool("python"), "-m", "pytest", "-n", str(TEST_PROCESSES), "--dist", "loadgroup", *arguments)
 
 
 def lab(arguments: list[str]) -> int:
     "open JupyterLab on the tutorials"
     set_up(*ALL_EXTRAS)
     return call(tool("jupyter-lab"), "--ServerApp.root_dir=nbs", "--LabApp.default_url=/lab/tree/tutorials", *arguments)
+
+
+def docs(arguments: list[str]) -> int:
+    "build the documentation: docs/_build/html/index.html"
+    set_up(*ALL_EXTRAS)
+    return call(tool("python"), "docs/build.py", *arguments)
 
 
 def export(_arguments: list[str]) -> int:
@@ -331,7 +338,7 @@ def lock(_arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS = {command.__name__: command for command in (demo, test, lab, export, lock)}
+COMMANDS = {command.__name__: command for command in (demo, test, lab, docs, export, lock)}
 
 
 def main() -> int:

@@ -5,15 +5,18 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/15_all.ipynb #438f990c
+# %% ../nbs/15_all.ipynb #5037571e
+from .archives import fetch
 from .attacks import Attacked, EmbeddingMemory, FeatureAttack, L1Ball, L2Ball, LinfBall, TripletAttack
 from .attacks import adaptive_projected_gradient, attack_together, choose_targets, mean_distance, projected_gradient
-from .data import ImageSet, cub200, glyphs, image_folder, omniglot
+from .data import ImageSet, cars196, cub200, glyphs, image_folder, inshop, omniglot, open_data, sop
 from .density import DensityReport, DensityStats, class_density, class_pairs, density_metrics, density_report, distance_overlap, hubness
 from .density import intrinsic_dimension, local_intrinsic_dimension, local_log_density, uniformity
-from .model import Embedder, create_backbone, embed
+from .grid import Grid, GridResults, create_recipe, read_rows, run_grid
+from .model import Embedder, create_backbone, embed, model_card
 from .norm import DomainGate, checkpoint_context, convert_multi_norm, domains_of, fold_domain, interpolate_domains
 from .norm import route_samples, select_domain, split_domains, use_domain
+from .parallel import sharded
 from .recipes import PAPER_TRAINING, RECIPES, Branch, Recipe, describe, get_recipe
 from .retrieval import bootstrap_intervals, clustering_metrics, compare_groupings, nearest_neighbours, query_scores, retrieval_metrics, store_embeddings
 from .robustness import attack_curve, compare, embed_attacked, ers, evaluate, evaluate_shifts, masking_signs

@@ -8,7 +8,7 @@ __all__ = ['BALLS', 'Objective', 'OBJECTIVES', 'POLICIES', 'LinfBall', 'L2Ball',
            'nearest_distance', 'away', 'choose_targets', 'EmbeddingMemory', 'FeatureAttack', 'Attacked',
            'attack_together', 'Triplets', 'TripletAttack']
 
-# %% ../nbs/05_attacks.ipynb #9ae04be1
+# %% ../nbs/05_attacks.ipynb #572f25ff
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from .model import answering, evaluating
 from .norm import split_domains
+from .parallel import gather_rows, own_rows, split_rows
 from .retrieval import nearest_neighbours
 
 # %% ../nbs/05_attacks.ipynb #b254c3bb
@@ -481,7 +482,7 @@ class FeatureAttack:
         if self.memory is not None:
             self.memory.z = state.get("z")
 
-# %% ../nbs/05_attacks.ipynb #72746f5c
+# %% ../nbs/05_attacks.ipynb #53401703
 class Attacked(NamedTuple):
     "Images, and the attack that moves them through a domain."
 
@@ -510,25 +511,28 @@ def attack_together(
     joined = len({part.descent for part in parts}) == 1 and (len(parts) == 1 or (None not in domains and len(set(domains)) == len(domains)))
     if not joined:
         return [moved for part in parts for moved in attack_together(model, [part], generator, progress)]
-    with torch.inference_mode(False), evaluating(model), _through(model, parts):
+    sizes = [len(part.x) for part in parts]
+    own = slice(0, sum(sizes)) if parts[0].attack.transform else own_rows(sum(sizes))  # every process draws the random transforms of all images
+    with torch.inference_mode(False), evaluating(model), _through(model, parts, split_rows(own, sizes)):
         parts = [part._replace(x=part.x.detach().clone() if part.x.is_inference() else part.x.detach()) for part in parts]
-        goal = _Goal(model, parts, generator, progress)
-        x = goal.minimise()
-    return list(x.split([len(part.x) for part in parts]))
+        goal = _Goal(model, parts, own, generator, progress)
+        x = goal.everybodys(goal.minimise())
+    return list(x.split(sizes))
 
 
-def _through(model: nn.Module, parts: Sequence[Attacked]) -> AbstractContextManager:
+def _through(model: nn.Module, parts: Sequence[Attacked], rows: Sequence[slice]) -> AbstractContextManager:
     if len(parts) == 1:
         return answering(model, parts[0].domain)
-    return split_domains(model, **{str(part.domain): len(part.x) for part in parts})
+    return split_domains(model, **{str(part.domain): own.stop - own.start for part, own in zip(parts, rows, strict=True)})
 
 
 class _Goal:
-    "What several groups of images minimise together, each its own."
+    "What several groups of images minimise together, each its own. Targets and starts are those of all images, the search is for this process's."
 
-    def __init__(self, model: nn.Module, parts: Sequence[Attacked], generator: torch.Generator | None, progress: bool):
+    def __init__(self, model: nn.Module, parts: Sequence[Attacked], own: slice, generator: torch.Generator | None, progress: bool):
         self.model, self.parts, self.generator, self.plan = model, parts, generator, parts[0].attack
         self.sizes = [len(part.x) for part in parts]
+        self.own, self.rows = own, split_rows(own, self.sizes)
         total = self.plan.restarts * (self.plan.steps + self.plan.adaptive + (self.plan.restarts > 1)) * self.plan.draws
         self.bar = tqdm(total=total, unit="pass", desc="attack", disable=not progress, leave=False)
         balls, strides = zip(*(part.attack.ball(model, part.x, part.scale) for part in parts), strict=True)
@@ -538,16 +542,25 @@ class _Goal:
         later = [t is None and (part.attack.own_forward or not part.attack.steps) for t, part in zip(self.targets, parts, strict=True)]
         missing = [t is None and not wait for t, wait in zip(self.targets, later, strict=True)]
         with torch.no_grad():
-            z = self.model(x).split(self.sizes) if any(missing) else ()
+            z = self.everybodys(self.model(x[own])).split(self.sizes) if any(missing) else ()
         starts = []
         for i, part in enumerate(parts):
             if missing[i]:
                 self.targets[i] = part.attack.choose(z[i], part.labels, generator)
             starts.append(self._start(i))
         self.first = _joined(starts)
-        fields = {name: _rows([getattr(ball, name) for ball in balls], self.sizes, x) for name in ("radius", "low", "high")}
-        self.ball = replace(balls[0], center=x, **fields)
-        self.stride = _rows(list(strides), self.sizes, x)
+        fields = {name: self._of_own(_rows([getattr(ball, name) for ball in balls], self.sizes, x)) for name in ("radius", "low", "high")}
+        self.ball = replace(balls[0], center=x[own], **fields)
+        self.stride = self._of_own(_rows(list(strides), self.sizes, x))
+
+    def _of_own(self, value: float | Tensor) -> float | Tensor:
+        "One value for each own row, where there is one for each row."
+        return value[self.own] if isinstance(value, Tensor) and value.ndim == 4 else value
+
+    def everybodys(self, x: Tensor) -> Tensor:
+        "Rows of all processes, from the own ones."
+        total = sum(self.sizes)
+        return x if self.own == slice(0, total) else gather_rows(x, total)
 
     def _given(self, part: Attacked) -> Tensor | None:
         given = part.target_embeddings
@@ -566,22 +579,27 @@ class _Goal:
         "What each image minimises: `(n,)`."
         self.bar.update()
         z = self.model(x if self.plan.transform is None else self.plan.transform(x))
-        values = []
-        for i, (part, own) in enumerate(zip(self.parts, z.split(self.sizes), strict=True)):
-            targets = self.targets[i]
-            if targets is None:
-                targets = self.targets[i] = part.attack.choose(own.detach(), part.labels, self.generator)
+        values, own_sizes = [], [rows.stop - rows.start for rows in self.rows]
+        for part, own, rows, targets in zip(self.parts, z.split(own_sizes), self.rows, self._chosen(z.detach()), strict=True):
             objective = part.attack.objective
-            values.append(_per_image((OBJECTIVES[objective] if isinstance(objective, str) else objective)(own, targets), len(own)))
+            values.append(_per_image((OBJECTIVES[objective] if isinstance(objective, str) else objective)(own, targets[:, rows]), len(own)))
         return _joined(values)
+
+    def _chosen(self, z: Tensor) -> list[Tensor]:
+        "The targets; those that were to come from the search's own first forward pass are chosen in it."
+        if any(targets is None for targets in self.targets):
+            for i, (part, whole) in enumerate(zip(self.parts, self.everybodys(z).split(self.sizes), strict=True)):
+                if self.targets[i] is None:
+                    self.targets[i] = part.attack.choose(whole, part.labels, self.generator)
+        return [targets for targets in self.targets if targets is not None]
 
     def minimise(self) -> Tensor:
         "The moved images, the best of all restarts."
         with self.bar:
-            best, best_value = self._descend(self.first), None
+            best, best_value = self._descend(self.first[self.own]), None
             for _ in range(self.plan.restarts - 1):
                 best_value = _value(self, best, self.plan.draws) if best_value is None else best_value
-                x = self._descend(_joined([self._start(i) for i in range(len(self.parts))]))
+                x = self._descend(_joined([self._start(i) for i in range(len(self.parts))])[self.own])
                 value = _value(self, x, self.plan.draws)
                 better = value < best_value
                 best, best_value = torch.where(better[:, None, None, None], x, best), torch.where(better, value, best_value)
@@ -606,7 +624,7 @@ def _rows(values: list[Any], sizes: list[int], x: Tensor) -> float | Tensor:
     channels = max(v.numel() for v in full)
     return torch.cat([v.broadcast_to(n, channels, 1, 1) for v, n in zip(full, sizes, strict=True)])
 
-# %% ../nbs/05_attacks.ipynb #71bc89a4
+# %% ../nbs/05_attacks.ipynb #5a721052
 class Triplets(NamedTuple):
     "Images of triplets, anchors first, then positives, then negatives."
 
@@ -656,11 +674,15 @@ class TripletAttack:
         with torch.inference_mode(False), evaluating(model), answering(model, domain):
             x = x.detach().clone() if x.is_inference() else x.detach()
             with torch.no_grad():
-                rows = self._triplets(model(x), labels, generator)
-            still = len(rows) // 3 if self.kind == "collapse" else 0  # anchors that stay clean
-            start, ball = x[rows[still:]], LinfBall(x[rows[still:]], scale * self.eps)
+                rows = self._triplets(gather_rows(model(x[own_rows(len(x))]), len(x)), labels, generator)
+            count = len(rows) // 3
+            of_each = rows.view(3, count)[:, own_rows(count)]  # this process's triplets: their anchors, positives and negatives
+            start = x[of_each[1 if self.kind == "collapse" else 0 :].flatten()]  # the anchors of collapse stay clean
+            ball = LinfBall(start, scale * self.eps)
             moved = projected_gradient(lambda x: self._objective(model(x)), start, ball, self.steps, scale * self.step_size)
-        return Triplets(torch.cat([x[rows[:still]], moved]), labels[rows])
+            whole = [gather_rows(part, count) for part in moved.chunk(len(start) // of_each.shape[1])]
+            anchors = [x[rows[:count]]] if len(whole) < 3 else []
+        return Triplets(torch.cat([*anchors, *whole]), labels[rows])
 
     def _triplets(self, z: Tensor, labels: Tensor, generator: torch.Generator | None) -> Tensor:
         same = labels[:, None] == labels

@@ -3,14 +3,15 @@
 
 const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 
-/** plotly, loaded once for the page and this version of it; another plotly of the page keeps its name. */
-function plotly(model) {
-  const page = globalThis, id = model.get("library"), version = model.get("version");
+/** plotly, loaded once for the page and this version of it; another plotly of the page keeps its name. What is read is let go, so that it is not saved with a notebook's widgets. */
+async function plotly(model) {
+  const page = globalThis, id = model.get("library"), version = model.get("version"), manager = model.widget_manager;
   const loaded = (page.mdpropPlotly ??= {});
+  for (let tries = 0; tries < 200 && !manager.has_model(id); tries++) await wait(50);
+  const library = await manager.get_model(id);
   loaded[version] ??= (async () => {
-    const manager = model.widget_manager;
-    for (let tries = 0; tries < 200 && !manager.has_model(id); tries++) await wait(50);
-    const library = await manager.get_model(id), packed = library.get("code");
+    const packed = library.get("code");
+    if (!packed.byteLength) throw new Error("its library is not in this page");
     const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
     const url = URL.createObjectURL(new Blob([await new Response(stream).text()], { type: "text/javascript" })), other = page.Plotly;
     try { await import(url); } finally { URL.revokeObjectURL(url); }
@@ -20,7 +21,9 @@ function plotly(model) {
     return { Plotly: own, grounds: JSON.parse(library.get("grounds")) };
   })();
   loaded[version].catch(() => delete loaded[version]);
-  return loaded[version];
+  const found = await loaded[version];
+  if (library.get("code").byteLength) library.set("code", new DataView(new ArrayBuffer(0)));
+  return found;
 }
 
 class ChartView {

@@ -10,6 +10,7 @@ __all__ = ['DIRECTIONS', 'Direction', 'DensityStats', 'density_metrics', 'unifor
 # %% ../nbs/02_density.ipynb #5932968f
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log
@@ -226,7 +227,8 @@ class _SharedMoments(_ClassMoments):
         try:
             with np.load(path) as stored:
                 return cls.from_arrays({name: stored[name] for name in stored.files})
-        except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except FileNotFoundError: raise
+        except (ValueError, TypeError, AttributeError, EOFError, OSError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{path} holds no density statistics ({error}): give a file that DensityStats.save wrote") from error
 
 # %% ../nbs/02_density.ipynb #608173a9

@@ -31,10 +31,26 @@ export function watchGround(node, tell) {
   return () => { clearTimeout(later); observer.disconnect(); system.removeEventListener("change", soon); };
 }
 
-/** The widget: it shows nothing and keeps the trait `theme`. */
+/** ipywidgets leaves the handle of a slider and the number beside it without a name that a screen reader could say: they take that of their label. */
+function nameSliders(root) {
+  const sliders = [...root.querySelectorAll(".widget-slider")];
+  for (const slider of sliders) {
+    const name = slider.querySelector(".widget-label")?.textContent;
+    for (const part of slider.querySelectorAll("[role='slider'], .widget-readout")) if (name) part.setAttribute("aria-label", name);
+  }
+  return sliders.every((slider) => slider.querySelector("[role='slider'][aria-label]"));
+}
+
+/** The widget: it shows nothing, keeps the trait `theme`, and names the sliders that stand beside it as soon as they are there. */
 export const ground = {
   render({ model, el }) {
     el.hidden = true;
-    return watchGround(el.parentElement || el, (theme) => { model.set("theme", theme); model.save_changes(); });
+    let looks = 0;
+    const named = setInterval(() => {
+      looks += el.isConnected;
+      if (el.isConnected && nameSliders(el.parentElement) && looks > 10) clearInterval(named);
+    }, 200);
+    const unwatch = watchGround(el.parentElement || el, (theme) => { model.set("theme", theme); model.save_changes(); });
+    return () => { clearInterval(named); unwatch(); };
   },
 };

@@ -6,7 +6,7 @@
 __all__ = ['Segments', 'Route', 'DomainRouter', 'MultiNorm', 'convert_multi_norm', 'domains_of', 'use_domain', 'split_domains',
            'route_samples', 'checkpoint_context', 'select_domain', 'fold_domain', 'interpolate_domains', 'DomainGate']
 
-# %% ../nbs/03_norm.ipynb #03abf9d1
+# %% ../nbs/03_norm.ipynb #9caa9225
 import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +21,8 @@ from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .parallel import norms_are_synchronised, shared_batch_norm
 
 # %% ../nbs/03_norm.ipynb #c702b3fb
 Segments = tuple[tuple[str, int | None], ...]
@@ -229,7 +231,7 @@ def _new_multi(plain: type) -> MultiNorm:
     "An empty multi-domain norm, to be filled by copying or unpickling."
     return object.__new__(_multi_class(plain))
 
-# %% ../nbs/03_norm.ipynb #f454bec1
+# %% ../nbs/03_norm.ipynb #5950ed7c
 def _check_rows(route: Segments | _Samples | _Mixture, x: Tensor) -> None:
     "Raise `ValueError` unless the route is for as many rows as there are."
     if isinstance(route, tuple):
@@ -243,10 +245,11 @@ def _check_rows(route: Segments | _Samples | _Mixture, x: Tensor) -> None:
 
 def _segments(norm: MultiNorm, x: Tensor, route: Segments) -> Tensor:
     "Each segment through the norm of its domain."
-    synchronised = isinstance(norm, nn.SyncBatchNorm) and norm.training and torch.distributed.is_initialized()  # processes wait for each other
-    route = route if synchronised else tuple((domain, rows) for domain, rows in route if rows) or route[:1]
-    if _fits_one_buffer(norm, x, route):
-        return _in_one_buffer(norm, x, route)
+    shared = norm.training and _is_batch_norm(norm) and norms_are_synchronised()
+    waiting = shared or (isinstance(norm, nn.SyncBatchNorm) and norm.training and torch.distributed.is_initialized())  # for the rows of other processes
+    route = route if waiting else tuple((domain, rows) for domain, rows in route if rows) or route[:1]
+    if _are_plain(norm, route) and (shared or _fits_one_buffer(norm, x, route)):
+        return _together(norm, x, route, shared_batch_norm if shared else _in_one_buffer)
     parts = zip(route, x.split([rows or 0 for _, rows in route]), strict=True)
     return torch.cat([norm._domain_forward(part, domain) for (domain, _), part in parts])
 
@@ -284,7 +287,7 @@ def _per_row(norm: MultiNorm, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor
         out = torch.addcmul(shift.view(shape), values, scale.view(shape))
     return _activated(norm, out.to(x.dtype))
 
-# %% ../nbs/03_norm.ipynb #a83a2215
+# %% ../nbs/03_norm.ipynb #db91a40f
 class _OneBuffer(torch.autograd.Function):
     "Batch norm (in training) of each segment; outputs are written into one tensor, and so are the gradients."
 
@@ -312,26 +315,30 @@ class _OneBuffer(torch.autograd.Function):
         return torch.cat(inputs) if differentiable else buffer, None, None, None, None, *affine
 
 
+def _are_plain(norm: MultiNorm, route: Segments) -> bool:
+    "Whether nothing but ordinary batch norms in training is asked for."
+    if torch.compiler.is_compiling() or vars(_BatchNorm)["forward"] is not norm._plain().forward or norm.momentum is None:  # type: ignore[attr-defined]
+        return False
+    norms = [norm._domain_norm(domain) for domain, _ in route]
+    hooked = any(n._forward_hooks or n._forward_pre_hooks or n._backward_hooks or n._backward_pre_hooks for n in norms if n is not norm)
+    tensors = [t for domain, _ in route for t in norm._domain_tensors(domain).values() if t.is_floating_point()]
+    return not hooked and all(n.training for n in norms) and len(tensors) == 4 * len(route)
+
+
 def _fits_one_buffer(norm: MultiNorm, x: Tensor, route: Segments) -> bool:
-    "Whether nothing but ordinary batch norms in training, on a CPU, is asked for."
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor or not x.is_cpu or not len(x):
+    "Whether this is the ordinary case on a CPU."
+    if torch.jit.is_tracing() or type(x) is not Tensor or not x.is_cpu or not len(x):
         return False
     if not (x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))):
         return False  # writing into parts of other layouts goes wrong in torch 2.13
     if torch.autograd.forward_ad._current_level >= 0:  # type: ignore[attr-defined]
         return False
-    norms = [norm._domain_norm(domain) for domain, _ in route]
-    hooked = any(n._forward_hooks or n._forward_pre_hooks or n._backward_hooks or n._backward_pre_hooks for n in norms if n is not norm)
-    if vars(_BatchNorm)["forward"] is not norm._plain().forward:  # type: ignore[attr-defined]
-        return False
-    if norm.momentum is None or hooked or not all(n.training for n in norms):
-        return False
-    tensors = [t for domain, _ in route for t in norm._domain_tensors(domain).values() if t.is_floating_point()]
     enough = all((rows or 0) * x[0].numel() > x.shape[1] for _, rows in route)  # else batch norm has something to say
-    return enough and len(tensors) == 4 * len(route) and all(t.dtype == x.dtype for t in tensors)
+    return enough and all(t.dtype == x.dtype for domain, _ in route for t in norm._domain_tensors(domain).values() if t.is_floating_point())
 
 
-def _in_one_buffer(norm: MultiNorm, x: Tensor, route: Segments) -> Tensor:
+def _together(norm: MultiNorm, x: Tensor, route: Segments, batch_norms: Callable[..., Tensor]) -> Tensor:
+    "All segments of ordinary batch norms by one function of them."
     norm._check_input_dim(x)  # type: ignore[operator]
     each, statistics = [norm._domain_tensors(domain) for domain, _ in route], []
     for tensors in each:
@@ -339,8 +346,12 @@ def _in_one_buffer(norm: MultiNorm, x: Tensor, route: Segments) -> Tensor:
         statistics.append((mean.clone(), var.clone()) if _recomputing() else (mean, var))
         if not _recomputing():
             tensors["num_batches_tracked"].add_(1)
-    sizes = [rows for _, rows in route]
-    return _OneBuffer.apply(x, sizes, norm.momentum, norm.eps, statistics, *(t[name] for t in each for name in _AFFINE))  # type: ignore[no-any-return]
+    affine = [(tensors["weight"], tensors["bias"]) for tensors in each]
+    return batch_norms(x, [rows for _, rows in route], statistics, affine, norm.momentum, norm.eps)
+
+
+def _in_one_buffer(x: Tensor, sizes: list[int], statistics: list, affine: list, momentum: float, eps: float) -> Tensor:
+    return _OneBuffer.apply(x, sizes, momentum, eps, statistics, *(t for pair in affine for t in pair))  # type: ignore[no-any-return]
 
 # %% ../nbs/03_norm.ipynb #fb906966
 def _mixed(norm: MultiNorm, x: Tensor, weights: Tensor) -> Tensor:

@@ -230,6 +230,42 @@ export function ramp(stops, t) {
   return `#${[0, 1, 2].map((c) => channel(c).toString(16).padStart(2, "0")).join("")}`;
 }
 
+/** A mark to blend from its pixels [dx, dy, [red, green, blue], alpha of 256]: for each the rest that is kept, and two channels at a time what is added, rounding included. */
+export function markOf(pixels, half) {
+  const n = pixels.length, mark = { half, dx: new Int32Array(n), dy: new Int32Array(n), rest: new Int32Array(n), even: new Int32Array(n), odd: new Int32Array(n), at: new Int32Array(n), wide: 0 };
+  pixels.forEach(([dx, dy, [r, g, b], a], k) => {
+    mark.dx[k] = dx; mark.dy[k] = dy; mark.rest[k] = 256 - a;
+    mark.even[k] = Math.imul(r | (b << 16), a) + 0x800080;
+    mark.odd[k] = Math.imul(g | (255 << 16), a) + 0x800080;
+  });
+  return mark;
+}
+
+const PAIR = 0xff00ff;
+const blended = (d, rest, even, odd) => (((Math.imul(d & PAIR, rest) + even) >>> 8) & PAIR) | ((Math.imul((d >>> 8) & PAIR, rest) + odd) & ~PAIR);
+
+/** Blend a mark into opaque RGBA pixels around the pixel `here`; all of it must lie inside. */
+export function blendMark(words, wide, here, mark) {
+  const { at, rest, even, odd } = mark;
+  if (mark.wide !== wide) { mark.wide = wide; for (let k = 0; k < at.length; k++) at[k] = mark.dy[k] * wide + mark.dx[k]; }
+  for (let k = 0; k < at.length; k++) { const p = here + at[k]; words[p] = blended(words[p], rest[k], even[k], odd[k]); }
+}
+
+/** The same at the edge: what lies outside is left out. */
+function blendCutMark(words, wide, high, px, py, { dx, dy, rest, even, odd }) {
+  for (let k = 0; k < dx.length; k++) {
+    const x = px + dx[k], y = py + dy[k];
+    if (x >= 0 && y >= 0 && x < wide && y < high) { const p = y * wide + x; words[p] = blended(words[p], rest[k], even[k], odd[k]); }
+  }
+}
+
+/** `part` of the pixels above and the rest of those below (opaque RGBA bytes). */
+export function fade(above, below, part) {
+  const [one, two] = [above, below].map(({ buffer }) => new Uint32Array(buffer)), out = new Uint32Array(one.length), a = Math.round(256 * part);
+  for (let k = 0; k < out.length; k++) out[k] = blended(two[k], 256 - a, Math.imul(one[k] & PAIR, a) + 0x800080, Math.imul((one[k] >>> 8) & PAIR, a) + 0x800080);
+  return new Uint8ClampedArray(out.buffer);
+}
+
 // ---------------------------------------------------------------- colours, words and DOM
 
 const CELLS = 128;
@@ -239,6 +275,9 @@ const REACH = 3;  // the ratio's scale ends at 2 ** 3 = 8 times
 const MOST_MOVES = 1500;
 const MOST_ARROWS = 300;
 const BINS = 32;  // colours of a scale
+const FOR_THE_KERNEL = new Set(["projection", "k", "domain", "inputs", "noise_only", "measure"]);  // settings that Python must act on
+const PATIENCE = 4000;  // milliseconds that an idle kernel never needs
+const FADED = 0.4;  // what is left of the other points while some are selected
 // Okabe and Ito's eight colours; the last one is the ink of the theme. On dark ground the dark ones are lifted and kept apart.
 export const PALETTE = {
   light: ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#1b1f24"],
@@ -444,6 +483,7 @@ class View {
     this.morph = 1;
     this.pictures = new Map();  // larger images that the kernel has sent
     this.sort = { key: "name", down: false };
+    this.told = false;  // whether the table has been told of a selection
     this.root = h("section", { class: "mdp", "data-lm-suppress-shortcuts": "true", "aria-label": "Two embeddings of the same items, side by side" });
     host.append(this.root);
     this.watchTheme();
@@ -455,9 +495,10 @@ class View {
     this.loadSprite();
     this.recolour();
     this.refilter();
+    this.tellSelection();
   }
 
-  destroy() { this.stopPlaying(); for (const undo of this.undo) undo(); this.root.remove(); }
+  destroy() { this.stopPlaying(); clearTimeout(this.unanswered); for (const undo of this.undo) undo(); this.root.remove(); }
 
   on(target, event, handler, options) {
     if (target.on) { target.on(event, handler); this.undo.push(() => target.off(event, handler)); }
@@ -466,7 +507,25 @@ class View {
 
   get(name) { return this.model.get(name); }
 
-  set(name, value, save = true) { this.model.set(name, value); if (save) this.model.save_changes(); }
+  set(name, value, save = true) {
+    this.model.set(name, value);
+    if (!save) return;
+    this.model.save_changes();
+    if (this.live && FOR_THE_KERNEL.has(name)) this.expectAnswer();
+  }
+
+  /** A kernel that was restarted knows nothing of this view, and nobody tells the page: ask, and say so if no answer comes. */
+  expectAnswer() {
+    clearTimeout(this.unanswered);
+    if (this.tell({ kind: "ping" })) this.unanswered = setTimeout(() => this.missKernel(), PATIENCE);
+  }
+
+  /** Send a message; without a kernel some widget managers throw. */
+  tell(message) {
+    try { this.model.send(message); return true; } catch { this.missKernel(); return false; }
+  }
+
+  missKernel() { this.silent = true; this.showAside(); }
 
   // ---- data
 
@@ -517,7 +576,6 @@ class View {
     }
     for (const xy of this.final) for (const v of xy) if (!Number.isFinite(v)) return "A position is not a finite number: the embedding holds NaN or infinity.";
     this.shown = name;
-    this.trust = [p.trust_before, p.trust_after];
     this.rerun = part("rerun");
     this.attacked = [part("attacked_before"), part("attacked_after")];
     this.epochs = ["epochs_before", "epochs_after"].map((key) => (p[key] || []).map((xy) => positions(xy, this.n, p.window)));
@@ -562,7 +620,13 @@ class View {
   requestImage(i) {
     clearTimeout(this.asking);
     if (!this.live || i === undefined || this.pictures.has(i)) return;
-    this.asking = setTimeout(() => this.model.send({ kind: "image", item: i }), 120);
+    this.asking = setTimeout(() => this.tell({ kind: "image", item: i }), 120);
+  }
+
+  receive(message, buffers) {
+    clearTimeout(this.unanswered);  // whatever it says, it lives
+    if (this.silent) { this.silent = false; this.showAside(); }
+    this.receiveImage(message, buffers);
   }
 
   receiveImage(message, buffers) {
@@ -631,13 +695,14 @@ class View {
     this.gallery = h("canvas", { class: "mdp-gallery", role: "img", hidden: true });
     this.tip = h("div", { class: "mdp-tip", hidden: true });
     this.alert = h("p", { class: "mdp-alert", role: "alert", hidden: true });
+    this.aside = h("div", { class: "mdp-aside", role: "status", hidden: true });
     this.note = h("div", { class: "mdp-note" });
     this.charts = h("div", { class: "mdp-charts" });
     this.chartsFor = h("p", { class: "mdp-charts-for" });
     this.chartBox = h("section", { class: "mdp-chart-box", "aria-label": "Charts" }, this.chartsFor, this.charts);
     const bar = h("div", { class: "mdp-selection" }, this.summary, this.pickTheirs, this.clear);
     const middle = h("div", { class: "mdp-main" }, this.suggestRow, this.chips, this.stage, bar, this.gallery);
-    this.root.append(this.strip, this.toolbar, this.time, this.alert, middle, h("div", { class: "mdp-body" }, this.buildFilter(), this.chartBox), this.note, this.tip);
+    this.root.append(this.strip, this.aside, this.toolbar, this.time, this.alert, middle, h("div", { class: "mdp-body" }, this.buildFilter(), this.chartBox), this.note, this.tip);
     this.showMetrics();
     this.buildToolbar();
     this.buildTime();
@@ -844,7 +909,7 @@ class View {
       return h("div", { role: "columnheader", "aria-sort": on ? (this.sort.down ? "descending" : "ascending") : "none" }, sortBy);
     }));
     if (held) this.heads.querySelector(`[data-key="${CSS.escape(held)}"]`)?.focus();
-    this.scroller.style.setProperty("--mdp-columns", `13px minmax(96px, 1fr) repeat(${columns.length - 1}, minmax(60px, max-content))`);
+    this.scroller.style.setProperty("--mdp-columns", `13px minmax(96px, 1fr) repeat(${columns.length - 1}, minmax(54px, max-content))`);
     this.scroller.style.setProperty("--mdp-count", columns.length + 1);
   }
 
@@ -1053,6 +1118,7 @@ class View {
     }
     this.compare();
     this.chooseMoves();
+    this.showThird();
     this.showLegend();
     this.fitControls();
     this.explain();
@@ -1095,7 +1161,6 @@ class View {
   chooseMoves() {
     this.moves = [];
     this.moveFloor = null;
-    this.showThird();
     if (this.get("third") !== "moves") return;
     const [before, after] = this.xy, far = (a, b, i) => Math.hypot(a[2 * i] - b[2 * i], a[2 * i + 1] - b[2 * i + 1]);
     let items = [];
@@ -1107,7 +1172,6 @@ class View {
     }
     this.beyond = items.length;
     this.moves = seededSample(items, MOST_MOVES);
-    this.showThird();
   }
 
   /** Title, legend and words of the third panel. */
@@ -1147,8 +1211,9 @@ class View {
       : `Each class has its own density: ${each} of its images on the same area. ${common ? "The levels are common to all classes and both sides, so a class with few images shows little." : "Every class is measured by its own peak over both sides: compare where a class is, not how much of it."}`;
     const more = mode === "class" && !this.slots.size ? ` A density per class needs picked classes (at most ${MAX_COLOURS}); until then it is of all ${what} together.` : "";
     const difference = third === "density" ? ` The difference divides the density after by the density before; it is blank where neither side has ${LEAST} images within the smoothing, and half an image is added to both so that an empty place has a ratio.` : "";
-    const trust = (v) => (typeof v === "number" ? v.toFixed(2) : "n/a");
-    const lies = `A picture in two dimensions can lie: its trustworthiness is ${trust(this.trust[0])} before and ${trust(this.trust[1])} after (1: whoever is near here is near in the embedding space; 0.5: chance).`;
+    const trust = (this.get("trust") || {})[this.shown];
+    const known = trust ? `its trustworthiness is ${trust[0].toFixed(2)} before and ${trust[1].toFixed(2)} after` : "its trustworthiness has not been measured";
+    const lies = `A picture in two dimensions can lie: ${known} (1: whoever is near here is near in the embedding space; 0.5: chance).`;
     const bends = this.shown === "densmap" ? "densMAP bends the space, though it tries to keep density" : "UMAP bends the space";
     const axes = this.shown === "pca" ? " All pictures have the same axes and scale." : ` ${bends}: sizes and gaps do not count, only who is near whom.`;
     this.note.replaceChildren(h("p", {}, h("strong", { text: "How to read it. " }), h("span", { text: line + more + difference + axes })),
@@ -1213,12 +1278,27 @@ class View {
     this.moveCamera({ x: x + dx - dx / real, y: y + dy - dy / real, zoom });
   }
 
-  draw() {
+  /** Draw everything anew. */
+  draw() { this.stale = true; this.refresh(); }
+
+  /** Draw what the selection has changed; points that were blended before are taken from memory. */
+  refresh() {
     if (this.pending || !this.size) return;
-    this.pending = requestAnimationFrame(() => { this.pending = 0; for (const panel of this.shownPanels()) this.drawPanel(panel); this.drawOverlay(); });
+    this.pending = requestAnimationFrame(() => {
+      this.pending = 0;
+      const whole = this.stale;
+      this.stale = false;
+      for (const panel of this.shownPanels()) if (whole || this.marksSelection(panel)) this.drawPanel(panel, whole);
+      this.drawOverlay();
+    });
   }
 
-  /** A mark as the pixels that it covers: [dx, dy, red, green, blue, alpha of 256, ...]. */
+  /** Does a panel look different with another selection? */
+  marksSelection(panel) { return panel.side < 2 || this.get("third") === "moves" || panel.marked || this.marksThird(); }
+
+  marksThird() { return this.anySelected && this.chosen.length <= MOST_MOVES; }
+
+  /** A mark as the pixels that it covers: where they lie, and what is blended in (see `blendMark`). */
   stamp(colour, shape, size, alpha, ring) {
     const { ratio } = this.size, key = `${colour} ${shape} ${size} ${alpha} ${ring} ${ratio}`;
     if (!this.stamps.has(key)) {
@@ -1232,56 +1312,85 @@ class View {
       if (ring) { ctx.globalAlpha = 1; ctx.strokeStyle = ring; ctx.lineWidth = ratio / unit; ctx.stroke(path); }
       const { data } = ctx.getImageData(0, 0, edge, edge), half = Math.floor(edge / 2);
       const own = ring ? null : [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));  // faint pixels do not keep their colour exactly: say it again
-      for (let k = 0; k < edge * edge; k++) if (data[4 * k + 3]) pixels.push((k % edge) - half, Math.floor(k / edge) - half, ...(own || data.subarray(4 * k, 4 * k + 3)), Math.round((data[4 * k + 3] * 256) / 255));
+      for (let k = 0; k < edge * edge; k++) if (data[4 * k + 3]) pixels.push([(k % edge) - half, Math.floor(k / edge) - half, own || data.subarray(4 * k, 4 * k + 3), Math.round((data[4 * k + 3] * 256) / 255)]);
       if (this.stamps.size > 400) this.stamps.clear();
-      this.stamps.set(key, { pixels: Int32Array.from(pixels), half });
+      this.stamps.set(key, markOf(pixels, half));
     }
     return this.stamps.get(key);
   }
 
-  drawPanel(panel) {
-    const { ctx, side, size: { width, height, ratio } } = panel, { scale: s, x, y } = this.look(), point = this.get("point_size");
-    ctx.setTransform(1, 0, 0, 1, 0, 0);
+  drawPanel(panel, whole) {
+    const { ctx, side, size: { width, height, ratio } } = panel, { scale: s, x, y } = this.look(), third = this.get("third"), { left, bottom, side: span } = this.window;
+    const toPicture = () => ctx.setTransform(s * ratio, 0, 0, -s * ratio, (width / 2 - x * s) * ratio, (height / 2 + y * s) * ratio);
     ctx.globalAlpha = 1;
-    ctx.fillStyle = this.colours.ground;
-    ctx.fillRect(0, 0, ctx.canvas.width, ctx.canvas.height);
-    const toPicture = () => ctx.setTransform(s * ratio, 0, 0, -s * ratio, (width / 2 - x * s) * ratio, (height / 2 + y * s) * ratio), { left, bottom, side: span } = this.window;
-    toPicture();
     ctx.imageSmoothingQuality = "high";
     if (side < 2) {
-      for (const { c, levels, image } of this.layers[side]) {
-        ctx.fillStyle = c === null ? this.colours.density : this.classColour(c);
-        ctx.globalAlpha = c === null ? 0.085 : 0.1;
-        if (image) { ctx.globalAlpha = 1; ctx.drawImage(image, left, bottom, span, span); } else for (const path of levels) ctx.fill(path, "evenodd");
-      }
-      ctx.setTransform(1, 0, 0, 1, 0, 0);
-      ctx.globalAlpha = 1;
-      this.drawPoints(panel, point, this.get("contours") !== "off" && this.get("density_style") === "heat" ? 0.45 : 1);
+      if (whole) this.paintBase(panel, toPicture);
+      this.putPoints(panel);
       toPicture();
       for (const { c, levels } of this.layers[side]) {
         ctx.strokeStyle = c === null ? this.colours.density : this.classColour(c);
         levels?.forEach((path, k) => { ctx.globalAlpha = 0.35 + (0.5 * k) / levels.length; ctx.lineWidth = 1.1 / s; ctx.stroke(path); });
       }
       this.drawArrows(ctx, side, s, ratio);
-    } else if (this.get("third") === "moves") {
-      ctx.setTransform(1, 0, 0, 1, 0, 0);
-      this.drawPoints(panel, Math.max(1.5, point * 0.7), 0.5);
+    } else if (third === "moves") {
+      if (whole) this.paintBase(panel, toPicture);
+      this.putPoints(panel);
       toPicture();
       this.drawMoves(ctx, s);
-    } else if (this.ratioImage) {
-      ctx.save();
-      ctx.clip(this.edge, "evenodd");
-      ctx.drawImage(this.ratioImage, left, bottom, span, span);
-      ctx.restore();
-      ctx.strokeStyle = this.colours.ghost;
-      ctx.lineWidth = 1 / s;
-      ctx.setLineDash([3 / s, 3 / s]);
-      ctx.stroke(this.edge);
-      ctx.setLineDash([]);
-      if (this.anySelected && this.chosen.length <= MOST_MOVES) this.drawMoves(ctx, s, this.chosen, this.colours.ink);
+    } else {
+      this.clearPanel(ctx);
+      toPicture();
+      if (this.ratioImage) {
+        ctx.save();
+        ctx.clip(this.edge, "evenodd");
+        ctx.drawImage(this.ratioImage, left, bottom, span, span);
+        ctx.restore();
+        ctx.strokeStyle = this.colours.ghost;
+        ctx.lineWidth = 1 / s;
+        ctx.setLineDash([3 / s, 3 / s]);
+        ctx.stroke(this.edge);
+        ctx.setLineDash([]);
+        panel.marked = this.marksThird();
+        if (panel.marked) this.drawMoves(ctx, s, this.chosen, this.colours.ink);
+      }
     }
     ctx.globalAlpha = 1;
     if (this.shown === "pca") this.drawScale(ctx, panel, s);
+  }
+
+  clearPanel(ctx) {
+    ctx.setTransform(1, 0, 0, 1, 0, 0);
+    ctx.fillStyle = this.colours.ground;
+    ctx.fillRect(0, 0, ctx.canvas.width, ctx.canvas.height);
+  }
+
+  /** What the points lie on, and all points on it as if nothing were selected: both are kept, so that a selection costs only its own points. */
+  paintBase(panel, toPicture) {
+    const { ctx, side } = panel, { left, bottom, side: span } = this.window, { width, height } = ctx.canvas, point = this.get("point_size");
+    this.clearPanel(ctx);
+    toPicture();
+    for (const { c, levels, image } of side < 2 ? this.layers[side] : []) {
+      ctx.fillStyle = c === null ? this.colours.density : this.classColour(c);
+      ctx.globalAlpha = c === null ? 0.085 : 0.1;
+      if (image) { ctx.globalAlpha = 1; ctx.drawImage(image, left, bottom, span, span); } else for (const path of levels) ctx.fill(path, "evenodd");
+    }
+    ctx.globalAlpha = 1;
+    const below = ctx.getImageData(0, 0, width, height), above = new ImageData(new Uint8ClampedArray(below.data), width, height);
+    const heat = this.get("contours") !== "off" && this.get("density_style") === "heat";
+    panel.marks = side < 2 ? this.marksOf(point, heat ? 0.45 : 1) : this.marksOf(Math.max(1.5, point * 0.7), 0.5);
+    this.blendPoints(panel, above);
+    panel.base = { below, above, faded: null };
+  }
+
+  /** The kept points; where something is selected they step back, and the selected ones stand in front. */
+  putPoints(panel) {
+    const { ctx, side, base } = panel;
+    if (!this.anySelected || side > 1) { ctx.putImageData(base.above, 0, 0); return; }
+    base.faded ||= new ImageData(fade(base.above.data, base.below.data, FADED), ctx.canvas.width, ctx.canvas.height);
+    const picture = new ImageData(new Uint8ClampedArray(base.faded.data), ctx.canvas.width, ctx.canvas.height);
+    this.blendChosen(panel, picture);
+    ctx.putImageData(picture, 0, 0);
   }
 
   /** Lines from before to where the morph has come, faint where they start; a dot at the head. */
@@ -1332,41 +1441,45 @@ class View {
     this.arrows = seededSample(items, MOST_ARROWS);
   }
 
-  /** All points, blended here into the pixels of the panel: as fast without a graphics processor as with one. */
-  drawPoints(panel, point, strength) {
-    const { ctx, side, size: { width, height, ratio } } = panel, { scale: s, x, y } = this.look(), xy = this.layout(side), style = this.style[Math.min(side, 1)], { styles, colours, scaled } = this;
-    const some = this.anySelected && side < 2, few = this.chosen.length <= 150, picked = this.filter.size > 0, crowd = Math.max(0.28, Math.min(0.75, 900 / this.n + 0.25));
-    const pale = this.stamp(colours.ghost, 0, Math.max(1, point * 0.75), 0.22 * strength), fade = strength * (some ? 0.4 : 1);
+  /** The stamps of every style: of points, of selected ones, and of those that a filter leaves out. */
+  marksOf(point, strength) {
+    const { styles, colours, scaled } = this, picked = this.filter.size > 0, crowd = Math.max(0.28, Math.min(0.75, 900 / this.n + 0.25));
     const large = (k) => (scaled ? point + (scaled.kind === "binary" ? 1.5 : 0.5) : k && picked ? Math.max(4.5, point + 2) : k ? point + 0.5 : point);
-    const opacity = (k) => (scaled ? (k ? Math.max(crowd, 0.6) : 0.35) : k && picked ? 1 : crowd) * fade;
-    const own = styles.map(({ colour, shape }, k) => this.stamp(colour, shape, large(k), opacity(k), !some && strength === 1 && !scaled && k && picked ? (k === 7 && colours.ink < "#8" ? colours.ink : colours.ground) : ""));
-    const strong = styles.map(({ colour, shape }, k) => this.stamp(scaled || k ? colour : colours.selected, shape, few ? Math.max(large(k), point + 2.5) : point + 0.5, 1, few ? colours.ink : ""));
-    const { width: wide, height: high } = ctx.canvas, picture = ctx.getImageData(0, 0, wide, high), out = new Uint8Array(picture.data.buffer), fx = s * ratio, ox = (width / 2 - x * s) * ratio, oy = (height / 2 + y * s) * ratio;
-    const fit = ({ pixels, half }) => { const at = new Int32Array(pixels.length / 6); for (let k = 0; k < at.length; k++) at[k] = 4 * (pixels[6 * k + 1] * wide + pixels[6 * k]); return { pixels, half, at }; };
-    const blend = (at, pixels, k) => {  // whole numbers, as a hundred thousand marks of a dozen pixels want to be drawn at once
-      const a = pixels[k + 5];
-      out[at] += ((pixels[k + 2] - out[at]) * a + 128) >> 8;
-      out[at + 1] += ((pixels[k + 3] - out[at + 1]) * a + 128) >> 8;
-      out[at + 2] += ((pixels[k + 4] - out[at + 2]) * a + 128) >> 8;
+    const opacity = (k) => (scaled ? (k ? Math.max(crowd, 0.6) : 0.35) : k && picked ? 1 : crowd) * strength;
+    const ring = (k) => (strength === 1 && !scaled && k && picked ? (k === 7 && colours.ink < "#8" ? colours.ink : colours.ground) : "");
+    return {
+      ghost: this.stamp(colours.ghost, 0, Math.max(1, point * 0.75), 0.22 * strength),
+      plain: styles.map(({ colour, shape }, k) => this.stamp(colour, shape, large(k), opacity(k), ring(k))),
+      chosen: (few) => styles.map(({ colour, shape }, k) => this.stamp(scaled || k ? colour : colours.selected, shape, few ? Math.max(large(k), point + 2.5) : point + 0.5, 1, few ? colours.ink : "")),
     };
-    const place = ({ pixels, half, at }, i) => {
-      const px = Math.round(ox + xy[2 * i] * fx), py = Math.round(oy - xy[2 * i + 1] * fx);
+  }
+
+  /** Blend the mark of every item into a picture of the panel; `eachItem` calls back with items and their marks. As fast without a graphics processor as with one. */
+  blend({ side, size: { width, height, ratio } }, picture, eachItem, once = false) {
+    const { scale: s, x, y } = this.look(), xy = this.layout(side), { width: wide, height: high } = picture, words = new Uint32Array(picture.data.buffer);
+    const fx = s * ratio, ox = (width / 2 - x * s) * ratio, oy = (height / 2 + y * s) * ratio, seen = once ? new Uint8Array(wide * high) : null;
+    eachItem((mark, i, style) => {
+      const px = Math.round(ox + xy[2 * i] * fx), py = Math.round(oy - xy[2 * i + 1] * fx), { half } = mark;
       if (px >= half && py >= half && px < wide - half && py < high - half) {
-        const here = 4 * (py * wide + px);
-        for (let k = 0, j = 0; k < at.length; k++, j += 6) blend(here + at[k], pixels, j);
-        return;
-      }
-      if (px < -half || py < -half || px > wide + half || py > high + half) return;
-      for (let k = 0; k < pixels.length; k += 6) {
-        const cx = px + pixels[k], cy = py + pixels[k + 1];
-        if (cx >= 0 && cy >= 0 && cx < wide && cy < high) blend(4 * (cy * wide + cx), pixels, k);
-      }
-    };
-    const { visible, selected } = this, ghost = fit(pale), owns = own.map(fit), strongs = strong.map(fit);
-    if (picked) for (let i = 0; i < this.n; i++) if (!visible[i]) place(ghost, i);
-    for (let i = 0; i < this.n; i++) if (visible[i] && !(some && selected[i])) place(owns[style[i]], i);
-    if (some) for (let i = 0; i < this.n; i++) if (selected[i]) place(strongs[style[i]], i);
-    ctx.putImageData(picture, 0, 0);
+        const here = py * wide + px;
+        if (seen) { if (seen[here] === style + 1) return; seen[here] = style + 1; }
+        blendMark(words, wide, here, mark);
+      } else if (px >= -half && py >= -half && px <= wide + half && py <= high + half) blendCutMark(words, wide, high, px, py, mark);
+    });
+  }
+
+  blendPoints(panel, picture) {
+    const { visible, n } = this, style = this.style[Math.min(panel.side, 1)], { ghost, plain } = panel.marks;
+    this.blend(panel, picture, (place) => {
+      if (this.filter.size) for (let i = 0; i < n; i++) if (!visible[i]) place(ghost, i, 0);
+      for (let i = 0; i < n; i++) if (visible[i]) place(plain[style[i]], i, 0);
+    });
+  }
+
+  /** Opaque marks: of two alike on the same pixel one is enough. */
+  blendChosen(panel, picture) {
+    const style = this.style[Math.min(panel.side, 1)], marks = panel.marks.chosen(this.chosen.length <= 150);
+    this.blend(panel, picture, (place) => { for (const i of this.chosen) place(marks[style[i]], i, style[i]); }, true);
   }
 
   /** A bar of round length: the unit of the picture (Euclidean distance in the projection). */
@@ -1528,24 +1641,32 @@ class View {
 
   select(flags) { this.set("selection", new DataView(packBits(flags).buffer)); }
 
+  /** Another selection: first the points, which the eye waits for; the words, the table and the charts in the time after that frame. */
   reselect() {
     this.selected = unpackBits(this.get("selection"), this.n);
-    const chosen = [], before = this.anySelected;
+    const chosen = [];
     this.tally = new Uint32Array(this.names.length);
     for (let i = 0; i < this.n; i++) if (this.selected[i]) { chosen.push(i); this.tally[this.classes[i]]++; }
     this.chosen = chosen;
     this.anySelected = chosen.length > 0;
-    this.summary.textContent = this.summaryText();
-    this.clear.hidden = this.pickTheirs.hidden = !chosen.length;
-    if (before !== this.anySelected || this.sort.key === "selected") this.listRows();
-    else if (this.anySelected) for (const row of this.rows.children) if (row.dataset.class) row.querySelector("[data-key=selected]").textContent = number.format(this.tally[+row.dataset.class]);
     this.chooseArrows();
     this.chooseMoves();
+    this.refresh();
+    this.once("selected", () => setTimeout(() => { if (this.root.isConnected) this.tellSelection(); }));
+  }
+
+  tellSelection() {
+    const before = this.told;
+    this.told = this.anySelected;
+    this.summary.textContent = this.summaryText();
+    this.clear.hidden = this.pickTheirs.hidden = !this.anySelected;
+    if (before !== this.anySelected || this.sort.key === "selected") this.listRows();
+    else if (this.anySelected) for (const row of this.rows.children) if (row.dataset.class) row.querySelector("[data-key=selected]").textContent = number.format(this.tally[+row.dataset.class]);
+    if (this.get("third") === "moves") this.showThird();
     this.showLegend();
     this.markSuggestions();
-    this.once("charts", () => this.drawCharts());
+    this.drawCharts();
     this.drawGallery();
-    this.draw();
   }
 
   /** The selection in words: how many, of which classes, and what it means in the values at hand. */
@@ -1560,7 +1681,8 @@ class View {
     const mean = ({ sides }, side) => { let sum = 0, count = 0; for (const i of this.chosen) if (!Number.isNaN(sides[side][i])) { sum += sides[side][i]; count++; } return sum / count; };
     const density = this.values.density, means = density ? [0, 1].map((side) => mean(density, side)) : [];
     const words = means.length && means.every(Number.isFinite) ? ` ${density.label} on average ${short(means[0])} before, ${short(means[1])} after.` : "";
-    return `${number.format(n)} of ${plural(this.n, "image")} selected, from ${plural(classes.length, "class", "classes")}${this.names.length > 1 ? ` (${top}${rest > 0 ? ` and ${number.format(rest)} more` : ""})` : ""}.${words}`;
+    const part = this.total > this.n, stand = part ? ` (they stand for about ${number.format(Number(((n / this.n) * this.total).toPrecision(2)))} of ${number.format(this.total)})` : "";
+    return `${number.format(n)} of ${plural(this.n, part ? "drawn image" : "image")} selected${stand}, from ${plural(classes.length, "class", "classes")}${this.names.length > 1 ? ` (${top}${rest > 0 ? ` and ${number.format(rest)} more` : ""})` : ""}.${words}`;
   }
 
   drawGallery() {
@@ -1611,7 +1733,7 @@ class View {
     for (const name of ["density_style", "density_scale", "noise_only"]) shows(name, () => this.recontour());
     shows("third", () => { this.stopPlaying(); this.hover(); this.recontour(); this.measure(); });
     shows("point_size", () => this.draw());
-    shows("colour_by", () => { this.recolour(); this.showChips(); this.chooseMoves(); this.draw(); });
+    shows("colour_by", () => { this.recolour(); this.showChips(); this.chooseMoves(); this.showThird(); this.draw(); });
     shows("k", () => {});
     shows("domain", () => {});
     changed(["projection", "projections"], () => {
@@ -1632,14 +1754,17 @@ class View {
     changed(["projection_choices", "inputs_choices", "domain_choices", "k_choices"], () => this.once("toolbar", () => this.buildToolbar()));
     changed(["class_table"], () => { this.readTable(); this.listRows(); });
     changed(["metrics"], () => { this.showMetrics(); this.explain(); });
+    changed(["trust"], () => this.explain());
     changed(["charts", "charts_for"], () => this.once("charts", () => this.drawCharts()));
     changed(["suggestions"], () => this.showSuggestions());
     changed(["sprite", "sprite_grid"], () => this.once("sprite", () => this.loadSprite()));
     changed(["item_keys"], () => { this.keys = itemNames(this.get("item_keys"), this.classes); });
     changed(["busy", "problem", "progress"], () => this.showBusy());
-    if (this.live) this.on(this.model, "msg:custom", (message, buffers) => this.receiveImage(message, buffers));
+    changed(["measuring", "unmeasured"], () => this.showAside());
+    if (this.live) this.on(this.model, "msg:custom", (message, buffers) => this.receive(message, buffers));
     this.on(still, "change", () => this.showTime?.());
     this.showBusy();
+    this.showAside();
     for (const panel of this.panels) this.listenPanel(panel);
     this.on(this.gallery, "pointermove", (event) => {
       const { shown, columns, pitch } = this.tiles, i = shown[Math.floor(event.offsetY / pitch) * columns + Math.floor(event.offsetX / pitch)];
@@ -1669,6 +1794,16 @@ class View {
     this.stage.setAttribute("aria-busy", !!busy);
     this.alert.hidden = !problem;
     this.alert.textContent = problem;
+  }
+
+  /** What is still being measured, or was left out, while the pictures can be used. */
+  showAside() {
+    const measuring = this.get("measuring") || "", left = this.get("unmeasured") || "";
+    const silent = this.silent ? "The kernel does not answer: it is busy, or it was restarted. Filters, selections and pictures that are here go on; other layouts, k and norms wait for it. After a restart, run the cell again." : "";
+    this.aside.hidden = !this.live || !(measuring || left || silent);
+    if (silent) { this.aside.replaceChildren(h("span", { text: silent })); return; }
+    const start = button("Find neighbours", "Start now; the pictures can be used meanwhile", () => { start.disabled = true; this.set("measure", (this.get("measure") || 0) + 1); });
+    this.aside.replaceChildren(...(measuring ? [h("span", { class: "mdp-spinner", "aria-hidden": "true" }), h("span", { text: measuring })] : [h("span", { text: left }), start]));
   }
 
   listenPanel({ canvas, side }) {

@@ -36,7 +36,7 @@ with needs_extra("lab"):
     import anywidget
     import traitlets
 
-# %% ../nbs/12_panels.ipynb #711acad6
+# %% ../nbs/12_panels.ipynb #1ccce2ad
 def _squares(
     images: Any,  # (n, c, h, w), (n, h, w, 3) or (n, h, w), uint8 or float in [0, 1]; or an ImageSet
     side: int,  # largest side in pixels
@@ -51,30 +51,33 @@ def _squares(
         x = x.permute(0, 3, 1, 2)
     if x.ndim != 4 or x.shape[1] not in {1, 3}:
         raise ValueError(f"images must be (n, c, h, w), (n, h, w, 3) or (n, h, w) with 1 or 3 channels, got shape {tuple(x.shape)}")
-    x = x.float() if x.dtype == torch.uint8 else x.float() * 255
     edge = min(side, max(x.shape[2:]))
-    if x.shape[2:] != (edge, edge):
-        x = F.interpolate(x, (edge, edge), mode="bilinear", antialias=True)
-    return x.round().clamp(0, 255).byte().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+    if x.dtype != torch.uint8 or x.shape[2:] != (edge, edge):
+        x = x.float() if x.dtype == torch.uint8 else x.float() * 255
+        x = F.interpolate(x, (edge, edge), mode="bilinear", antialias=True) if x.shape[2:] != (edge, edge) else x
+        x = x.round().clamp(0, 255).byte()
+    return x.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
 
-# %% ../nbs/12_panels.ipynb #4448ff0b
+# %% ../nbs/12_panels.ipynb #5756b0fc
 def _sheet(
     squares: NDArray[np.uint8],  # (n, s, s, 3)
     columns: int,
+    edge: int,  # of a square on the sheet, at most s
     quality: int,  # of WebP
 ) -> bytes:  # WebP
-    "Squares side by side, row by row, as one picture."
-    n, edge = squares.shape[:2]
-    rows = -(-n // columns)
-    sheet = np.zeros((rows * columns, edge, edge, 3), np.uint8)
-    sheet[:n] = squares
-    picture = sheet.reshape(rows, columns, edge, edge, 3).transpose(0, 2, 1, 3, 4).reshape(rows * edge, columns * edge, 3)
+    "Squares side by side, row by row, as one picture; a smaller pixel is the mean of those that it covers, so that neighbours on the sheet do not mix."
+    n, full = squares.shape[:2]
+    sheet = Image.new("RGB", (columns * edge, -(-n // columns) * edge))
+    for row in range(0, n, columns):
+        strip = squares[row : row + columns]
+        line = Image.fromarray(np.ascontiguousarray(strip.transpose(1, 0, 2, 3)).reshape(full, len(strip) * full, 3))
+        sheet.paste(line if edge == full else line.resize((len(strip) * edge, edge), Image.Resampling.BOX), (0, row // columns * edge))
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "WEBP", quality=quality, method=2)
+    sheet.save(buffer, "WEBP", quality=quality, method=2)
     return buffer.getvalue()
 
-# %% ../nbs/12_panels.ipynb #6c891828
-NOTEBOOK_SPRITE = 600_000  # bytes: what a notebook sends
+# %% ../nbs/12_panels.ipynb #5c4487c2
+NOTEBOOK_SPRITE = 280_000  # bytes: what a notebook sends, and keeps when it is saved
 PAGE_SPRITE = 4_000_000  # bytes: what an exported page may hold
 _SMALLEST = 8  # pixels: below this a thumbnail shows nothing
 
@@ -82,7 +85,7 @@ _SMALLEST = 8  # pixels: below this a thumbnail shows nothing
 def sprite_sheet(
     images: Any,  # (n, c, h, w), (n, h, w, 3) or (n, h, w), uint8 or float in [0, 1]; or an ImageSet
     side: int = 32,  # thumbnail size in pixels; smaller where the sheet would pass a limit
-    quality: int = 60,  # of WebP, 0 to 100
+    quality: int = 60,  # of WebP, 0 to 100; where images are made very small, less
     limit: int = 8192,  # largest side of the sheet in pixels, which any browser decodes
     budget: int | None = NOTEBOOK_SPRITE,  # largest size in bytes; None: no limit
 ) -> tuple[bytes, tuple[int, int]]:  # (WebP bytes, (columns, thumbnail side)); (b"", (0, 0)) where not even 8 pixels fit
@@ -91,16 +94,17 @@ def sprite_sheet(
     n, columns = len(squares), int(np.ceil(np.sqrt(len(squares))))
     if not n:
         return b"", (0, 0)
-    edge = min(squares.shape[1], limit // columns)
-    if budget is not None and n > 2000:  # a first guess from some of the images, so that a large sheet is not made twice
-        some = len(_sheet(_squares(squares[:: n // 500], edge), 25, quality)) * n / len(squares[:: n // 500])
-        edge = int(min(edge, max(edge * (0.95 * budget / some) ** 0.6, _SMALLEST)))
-    while edge >= min(_SMALLEST, squares.shape[1]):
-        sheet = _sheet(squares if edge == squares.shape[1] else _squares(squares, edge), columns, quality)
-        if budget is None or len(sheet) <= budget:
-            return sheet, (columns, edge)
-        edge = min(edge - 1, int(edge * (budget / len(sheet)) ** 0.6))
-    return b"", (0, 0)
+    least, edge = min(_SMALLEST, squares.shape[1]), min(squares.shape[1], limit // columns)
+    some = squares[:: n // 500] if n > 2000 else squares[:0]  # tried first, so that a large sheet is not made twice
+    for tried, margin in ((some, 0.95), (squares, 1.0)):
+        while len(tried) and edge >= least:
+            fine = quality if edge == squares.shape[1] or edge > 12 else min(quality, 40 if edge > least else 20)
+            sheet = _sheet(tried, columns if tried is squares else 25, edge, fine)
+            share = margin * budget / (len(sheet) * n / len(tried)) if budget is not None else 1.0
+            if share >= 1:
+                break
+            edge = min(edge - 1, max(int(edge * share**0.6), least if edge > least else 0))
+    return (sheet, (columns, edge)) if edge >= least else (b"", (0, 0))
 
 # %% ../nbs/12_panels.ipynb #7d702e32
 def selection_mask(
@@ -126,9 +130,9 @@ def selected_indices(
         return np.zeros(0, np.int64)
     return np.flatnonzero(np.unpackbits(np.frombuffer(mask, np.uint8), count=n, bitorder="little"))
 
-# %% ../nbs/12_panels.ipynb #2abd2ad9
+# %% ../nbs/12_panels.ipynb #e91e2abb
 PROJECTIONS = ("pca", "umap", "densmap")
-COMPACT_FROM = 20_000  # items: above, positions and values travel with 16 bits
+COMPACT_FROM = 2_000  # items: above, positions and values travel with 16 bits
 
 
 def pack_positions(
@@ -173,19 +177,17 @@ def _layout(
         raise ValueError(f"{what} holds NaN or infinity: check the embeddings")
     return flat
 
-# %% ../nbs/12_panels.ipynb #3f1d2d68
+# %% ../nbs/12_panels.ipynb #85a837d7
 def projection(
     xy_before: ArrayLike,  # (n, 2)
     xy_after: ArrayLike,  # (n, 2) of the same items, in the same coordinates
-    trust_before: float | None = None,  # trustworthiness of the picture before, in [0, 1]
-    trust_after: float | None = None,  # and after
     *,
     rerun: ArrayLike | None = None,  # (n, 2): the layout after, made again with another seed and aligned
     attacked: tuple[ArrayLike, ArrayLike] | None = None,  # (n, 2) each: where attacked copies land; NaN rows: not attacked
     epochs: tuple[Sequence[ArrayLike], Sequence[ArrayLike]] | None = None,  # (n, 2) for every epoch, before and after; a side may be empty
     grids: tuple[ArrayLike, ArrayLike] | None = None,  # (cells, cells) unblurred histograms of all rows in `window`, row 0 at the bottom
     window: tuple[float, float, float] | None = None,  # (left, bottom, side) that holds everything; None: found
-    compact: bool | None = None,  # 16-bit positions; None: above 20,000 items
+    compact: bool | None = None,  # 16-bit positions; None: above 2,000 items
 ) -> dict[str, Any]:  # entry of the view's `projections`
     "Two layouts, and what goes with them, as the view wants them. Raises ValueError if they do not pair."
     before, after = (np.ascontiguousarray(xy, np.float32) for xy in (xy_before, xy_after))
@@ -210,7 +212,7 @@ def projection(
         entry["window"] = [float(v) for v in window]
     for side, grid in zip(("before", "after"), grids or (), strict=False):
         entry[f"grid_{side}"] = np.ascontiguousarray(grid, np.float32).tobytes()
-    return entry | {"n": n, "trust_before": trust_before, "trust_after": trust_after}
+    return entry | {"n": n}
 
 # %% ../nbs/12_panels.ipynb #41581bd5
 def item_values(
@@ -353,7 +355,7 @@ def _spread_columns(
         class_column("change", spread[:, 1] - spread[:, 0], f"{what}: after minus before; below 0 the class drew together", sign=True),
     ]
 
-# %% ../nbs/12_panels.ipynb #45a56d0a
+# %% ../nbs/12_panels.ipynb #619fea2f
 def view_state(
     projections: Mapping[str, Mapping[str, Any]],  # name ('pca', 'umap', 'densmap') -> `projection(...)`
     labels: ArrayLike | None = None,  # (n,) any integers; None: one class
@@ -369,6 +371,7 @@ def view_state(
     suggestions: Sequence[Mapping[str, Any]] = (),  # of `suggestion`
     epochs: Sequence[str] = (),  # labels of the layouts in `projection(epochs=...)`
     total: int | None = None,  # rows that the points stand for; None: the points are all
+    trust: Mapping[str, tuple[float, float]] | None = None,  # layout -> trustworthiness of the pictures before and after, where it is known
     sprite_budget: int | None = NOTEBOOK_SPRITE,  # bytes for the thumbnails
 ) -> dict[str, Any]:
     "Everything the view shows, checked and packed. Raises ValueError with the sizes that do not fit."
@@ -404,6 +407,7 @@ def view_state(
         suggestions=[dict(s) for s in suggestions],
         epochs=[str(e) for e in epochs],
         total=n if total is None else int(total),
+        trust={k: [float(v) for v in both] for k, both in (trust or {}).items()},
     )
 
 # %% ../nbs/12_panels.ipynb #891fa2e6
@@ -435,13 +439,13 @@ def metric(
         "direction": direction or f"{better} is better",
     }
 
-# %% ../nbs/12_panels.ipynb #2a4adeb2
+# %% ../nbs/12_panels.ipynb #f4c3dd37
 _PACKAGE = files("mdprop")
 PANEL_JS = _PACKAGE.joinpath("panel.js").read_text(encoding="utf-8")
 PANEL_CSS = _PACKAGE.joinpath("panel.css").read_text(encoding="utf-8")
 
 
-def _names_to_wire(names: list[str], view: Any) -> Any:
+def _names_to_wire(names: list[Any], view: Any) -> Any:
     "A long list of names as differences."
     if len(names) < 1000:
         return names
@@ -458,9 +462,10 @@ class PairedView(anywidget.AnyWidget):
     projections = traitlets.Dict(help="name -> `projection(...)`").tag(sync=True)
     projection_choices = traitlets.List(traitlets.Unicode(), help="layouts that may be asked for").tag(sync=True)
     total = traitlets.Int(0, help="rows that the points stand for; 0: the points are all").tag(sync=True)
+    trust = traitlets.Dict(help="layout -> trustworthiness before and after; a layout that is not measured yet is left out").tag(sync=True)
     classes = traitlets.Bytes(help="uint16, class of every item").tag(sync=True)
     class_names = traitlets.List(traitlets.Unicode()).tag(sync=True)
-    item_keys = traitlets.List(traitlets.Unicode(), help="names of the items, or none").tag(sync=True, to_json=_names_to_wire)
+    item_keys = traitlets.List(traitlets.Any(), help="names of the items, or none (not checked one by one)").tag(sync=True, to_json=_names_to_wire)
     sprite = traitlets.Bytes(help="thumbnails of `sprite_sheet`").tag(sync=True)
     sprite_grid = traitlets.List([0, 0], help="columns and side of the sheet").tag(sync=True)
     titles = traitlets.List(["before", "after"], help="names of the two spaces").tag(sync=True)
@@ -491,19 +496,26 @@ class PairedView(anywidget.AnyWidget):
     epoch = traitlets.Int(-1, help="index into `epochs`; -1: the final embedding").tag(sync=True)
     class_filter = traitlets.List(traitlets.Int(), help="picked classes; empty: all").tag(sync=True)
     selection = traitlets.Bytes(help="bitmask of the selected items").tag(sync=True, from_json=lambda value, _: bytes(value))  # arrives as a memoryview
-    # what the kernel says: `busy` covers the pictures, `problem` stands above them, `error` replaces the view
+    # what the kernel says: `busy` covers the pictures, `measuring` leaves them free, `problem` stands above them, `error` replaces the view
     busy = traitlets.Unicode("").tag(sync=True)
+    measuring = traitlets.Unicode("", help="what is being measured while the pictures can be used already").tag(sync=True)
+    unmeasured = traitlets.Unicode("", help="what has been left out because it takes long; the view shows it with a button").tag(sync=True)
+    measure = traitlets.Int(0, help="the view adds 1 when the user presses that button").tag(sync=True)
     progress = traitlets.Float(-1.0, help="0 to 1; -1: unknown").tag(sync=True)
     cancel = traitlets.Int(0, help="the view adds 1 when the user wants to stop").tag(sync=True)
     problem = traitlets.Unicode("").tag(sync=True)
     error = traitlets.Unicode("").tag(sync=True)
+
+    def __init__(self, **traits: Any) -> None:
+        super().__init__(**traits)
+        self.on_msg(lambda view, message, buffers: view.send({"kind": "pong"}) if message.get("kind") == "ping" else None)
 
     @property
     def n(self) -> int:
         "Number of items."
         return len(self.classes) // 2
 
-# %% ../nbs/12_panels.ipynb #a04df91a
+# %% ../nbs/12_panels.ipynb #25dc6449
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -526,7 +538,7 @@ _PAGE = """<!doctype html>
 </html>
 """
 _POLICY = "default-src 'none'; script-src {scripts}; style-src {styles}; img-src data: blob:; base-uri 'none'; form-action 'none'"
-_NOT_IN_A_PAGE = {"projection_choices", "busy", "progress", "cancel", "problem", "error"}  # they speak of a kernel, and there is none
+_NOT_IN_A_PAGE = {"projection_choices", "busy", "measuring", "unmeasured", "measure", "progress", "cancel", "problem", "error"}  # of a kernel: there is none
 _START = "\nopenPage(document.getElementById('mdprop-data'), document.getElementById('mdprop-view'));\n"
 
 
@@ -564,7 +576,7 @@ def whole_page(
         scripts="\n".join(f"<script{kind}>{text}</script>" for kind, text in scripts),
     )
 
-# %% ../nbs/12_panels.ipynb #c98bd152
+# %% ../nbs/12_panels.ipynb #54598439
 def page_html(
     view: PairedView,
     title: str = "Before and after",  # shown as text
@@ -575,7 +587,7 @@ def page_html(
     others = _NOT_IN_A_PAGE | set(anywidget.AnyWidget.class_trait_names())
     names = [name for name in view.trait_names(sync=True) if not name.startswith("_") and name not in others]
     state = {name: getattr(view, name) for name in names} | {"item_keys": _names_to_wire(view.item_keys, view)}
-    state |= {"busy": "", "problem": "", "error": "", "projection_choices": list(view.projections)}
+    state |= {"busy": "", "measuring": "", "unmeasured": "", "problem": "", "error": "", "projection_choices": list(view.projections)}
     if images is not None:
         state["sprite"], state["sprite_grid"] = sprite_sheet(images, side=48, budget=PAGE_SPRITE)
     still = f'<img alt="{html.escape(title)}" src="data:image/png;base64,{base64.b64encode(still_png(view)).decode()}">'
@@ -961,7 +973,7 @@ def _paint_third(painter: _Painter, box: _Box, scene: _Scene, view: PairedView) 
     painter.field(box, -count, [-_LEAST], ["#ffffff"])
     painter.outline(box, count, [_LEAST], "#9aa4af", dash=True)
 
-# %% ../nbs/12_panels.ipynb #6a8c6d93
+# %% ../nbs/12_panels.ipynb #775c957a
 def _paint_legends(painter: _Painter, boxes: Sequence[_Box], scene: _Scene, view: PairedView) -> None:
     "Below the panels: what colours and bands mean, and the caveats in words."
     left, y = boxes[0].left, boxes[0].top + boxes[0].edge + 20
@@ -985,8 +997,8 @@ def _paint_legends(painter: _Painter, boxes: Sequence[_Box], scene: _Scene, view
         "lines": "Every band inwards: twice as many images on the same area, the same levels on both sides.",
         "heat": "The stronger the colour, the more images on the same area, the same scale on both sides.",
     }["off" if view.contours == "off" else view.density_style]
-    trust = [view.projections[view.projection].get(f"trust_{side}") for side in ("before", "after")]
-    if None not in trust:
+    trust = view.trust.get(view.projection)
+    if trust:
         words += f" Trustworthiness of the picture: {trust[0]:.2f} before, {trust[1]:.2f} after."
     if any(to is not None for to in scene.attacked):
         words += " Lines with dots: from clean to attacked images."

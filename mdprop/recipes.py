@@ -7,7 +7,7 @@ __all__ = ['Triples', 'PAPER_TRAINING', 'RECIPES', 'Branch', 'Segment', 'MixedBa
            'noise', 'adversarial_training', 'advprop', 'multi_only', 'mdprop', 'mdprop_paper', 'est', 'act', 'hm',
            'get_recipe', 'describe', 'recipe_state', 'restore_state']
 
-# %% ../nbs/06_recipes.ipynb #f6d2a50c
+# %% ../nbs/06_recipes.ipynb #0e3d4cec
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .attacks import Attacked, FeatureAttack, TripletAttack, attack_together
 from .norm import split_domains
+from .parallel import gather_rows, own_random_numbers, own_rows, processes, split_rows, synchronised_norms
 
 # %% ../nbs/06_recipes.ipynb #0158e920
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Branch:
         "Forward passes over the clean batch that the attack takes."
         return 0.0 if self.attack is None else (self.rows[1] - self.rows[0]) * self.attack.cost
 
-# %% ../nbs/06_recipes.ipynb #3fb2bc2e
+# %% ../nbs/06_recipes.ipynb #255a7f55
 Triples = tuple[Tensor, Tensor, Tensor]  # rows of anchors, positives and negatives
 
 
@@ -82,6 +83,19 @@ class MixedBatch:
     def routed(self, model: nn.Module) -> AbstractContextManager:
         "The context in which `model(images)` sends every row through its domain."
         return split_domains(model, **self.sizes) if len(self.sizes) > 1 else nullcontext()
+
+    def embed(self, model: nn.Module) -> Tensor:
+        """Embeddings of all rows `(m, dim)`, each row through its domain; with several processes each computes its own rows, and norms see all of them.
+
+        Raises `ValueError` for fewer rows than processes.
+        """
+        count = len(self.images)
+        if count < processes():
+            raise ValueError(f"a batch of {count} images cannot be shared by {processes()} processes: take a larger batch, or fewer processes")
+        own = own_rows(count)
+        sizes = dict(zip(self.sizes, [rows.stop - rows.start for rows in split_rows(own, list(self.sizes.values()))], strict=True))
+        with replace(self, sizes=sizes).routed(model), synchronised_norms(), own_random_numbers(self.images.device):
+            return gather_rows(model(self.images[own]), count)
 
     @property
     def triplets(self) -> Triples | None:

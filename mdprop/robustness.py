@@ -8,7 +8,7 @@ __all__ = ['ATTACKS', 'TEN', 'CURVES', 'SHIFTS', 'embed_attacked', 'evaluate', '
            'transfer_table', 'shift_images', 'evaluate_shifts', 'RobustnessReport', 'robustness_report',
            'robustness_gain']
 
-# %% ../nbs/09_robustness.ipynb #fe15c8c0
+# %% ../nbs/09_robustness.ipynb #7dd0d3fc
 import hashlib
 import html
 import io
@@ -36,6 +36,7 @@ from .data import ImageSet
 from .density import DIRECTIONS, density_metrics
 from .model import answering, device_of, embed, evaluating
 from .norm import DomainGate, MultiNorm, domains_of
+from .parallel import check_equal, gather_rows, own_rows, processes, rank
 from .retrieval import nearest_neighbours, retrieval_metrics
 from .runs import Run, RunError, Snapshot, load, replacing, save_snapshot, write_json
 
@@ -64,7 +65,7 @@ def embed_attacked(
         raise ValueError(f"{images.name} has no images: there is nothing to attack")
     return z
 
-# %% ../nbs/09_robustness.ipynb #7df3baf2
+# %% ../nbs/09_robustness.ipynb #f26bd27e
 ATTACKS = {"single": 1, "multi": 5}  # the paper's further input distributions, and their numbers of targets
 
 
@@ -96,7 +97,7 @@ def evaluate(
         queries = embed_attacked(model, test, attack, domain, seed=seed, workers=workers)
         found[f"recall_at_1_{kind}"] = attacked_recall(queries, z, test.labels)
     found |= density_metrics(z, test.labels)
-    if owner:
+    if owner and rank() == 0:
         save_snapshot(owner.path, Snapshot(z.numpy(), test.labels.numpy(), test.class_names, test.keys, test.thumbnails(workers=workers), name))
         facts = dict(data=test.name, fingerprint=test.fingerprint, eps=eps, steps=steps, domain=domain, seed=seed)
         write_json(owner.path / "results.json", owner.results | {name: dict(settings=facts, metrics=found)})
@@ -580,7 +581,7 @@ def _moving(attacks: Sequence[str]) -> list[str]:
     "Those of the ten whose searches are needed."
     return list(dict.fromkeys(TEN[name].shares or name for name in attacks))
 
-# %% ../nbs/09_robustness.ipynb #b42ccb02
+# %% ../nbs/09_robustness.ipynb #e9583656
 @dataclass
 class _Kept:
     "Outcomes so far, on the disk where there is a folder."
@@ -602,13 +603,14 @@ class _Kept:
                 if old["sample"].shape == kept.sample.shape and np.allclose(old["sample"], kept.sample, atol=1e-4):
                     values[:] = old["values"]
                     kept.finished = torch.from_numpy(old["finished"])
+        check_equal(str(kept.finished.nonzero()[:, 0].tolist()), "results to go on from (the folder must be on storage that all of them see)")
         return kept
 
     def add(self, rows: Tensor, values: np.ndarray) -> None:
         "The outcomes (rows, attacks) of some images."
         self.values[rows.numpy()] = values
         self.finished[rows] = True
-        if self.path:
+        if self.path and rank() == 0:
             with replacing(self.path) as aside, open(aside, "wb") as file:
                 np.savez(file, values=self.values, finished=self.finished.numpy(), sample=self.sample, settings=np.array(self.settings))
 
@@ -703,7 +705,7 @@ def ers(
     same = answer in (None, study.through.domain)
     return study.attack(attacks, progress, None if same else _Through.of(study.through.model, test, answer, workers))
 
-# %% ../nbs/09_robustness.ipynb #6b4b5a0d
+# %% ../nbs/09_robustness.ipynb #595179bd
 def _attack(study: _Study, attacks: Sequence[str], other: _Through, progress: bool | tqdm) -> Robustness:
     test, own, through, search = study.test, study.own, study.through, study.search
     settings = dict(
@@ -715,15 +717,16 @@ def _attack(study: _Study, attacks: Sequence[str], other: _Through, progress: bo
     partners = _partners(other.z, test.labels, own, list(dict.fromkeys([*attacks, *moving])), search.seed)
     cost = study.cost(attacks)
     with _bar(progress, "attacks", cost, cost * len(left) // len(own)) as bar:
-        for rows in left.split(max(1, study.batch_size // len(moving))) if len(left) else ():
+        for together in left.split(max(1, study.batch_size // len(moving)) * processes()) if len(left) else ():
+            rows = together[own_rows(len(together))]  # this process's
             x = test.batch(own[rows].tolist())[0].to(device_of(through.model))
             jobs = [(TEN[m], TEN[m].prepare(through.cases(test, own[rows], partners[m][rows]))) for m in moving]
             with through.open() as model:
                 moved = search(model, x, jobs)
             z = dict(zip(moving, other.answer(torch.cat(moved)).split(len(rows)), strict=True))
             found = [TEN[a].outcome(z[TEN[a].shares or a], other.cases(test, own[rows], partners[a][rows])) for a in attacks]
-            kept.add(rows, torch.stack(found, 1).double().cpu().numpy())
-            bar.update(cost * len(rows) // len(own))
+            kept.add(together, gather_rows(torch.stack(found, 1).double(), len(together)).cpu().numpy())
+            bar.update(cost * len(together) // len(own))
     outcomes = pd.DataFrame(kept.values, index=own.tolist(), columns=list(attacks))
     return Robustness(_table(outcomes), settings, outcomes)
 
@@ -736,7 +739,7 @@ def _bar(progress: bool | tqdm, what: str, total: int, left: int | None = None) 
         progress.total -= total - left
         yield progress
     else:
-        with tqdm(total=left, unit=" steps", unit_scale=True, desc=what, disable=not progress) as bar:
+        with tqdm(total=left, unit=" steps", unit_scale=True, desc=what, disable=not progress or rank() > 0) as bar:
             yield bar
 
 # %% ../nbs/09_robustness.ipynb #32acffc0
@@ -1010,7 +1013,7 @@ def _jpeg(image: Tensor, quality: int) -> Tensor:
         decoded.append(torch.from_numpy(np.array(Image.open(file))))
     return (decoded[0].permute(2, 0, 1) if len(image) == 3 else torch.stack(decoded)).float() / 255
 
-# %% ../nbs/09_robustness.ipynb #a191937b
+# %% ../nbs/09_robustness.ipynb #4bfdf1cd
 def evaluate_shifts(
     run: Run | str | Path | nn.Module,  # a run, its folder, or a model that gives unit embeddings
     test: ImageSet,  # classes that training has not seen; all of it, clean, is the gallery
@@ -1032,8 +1035,10 @@ def _shifts(study: _Study, kinds: Sequence[str], severities: Sequence[int], bar:
     for kind, severity in [("clean", 0), *((kind, severity) for kind in kinds for severity in severities)]:
         parts = []
         for at in study.own.split(study.batch_size):
-            x = study.test.batch(at.tolist())[0].to(device_of(through.model))
-            parts.append(through.answer(shift_images(x, kind, severity, study.search.seed, at) if severity else x).cpu())
+            mine = at[own_rows(len(at))]
+            x = study.test.batch(mine.tolist())[0].to(device_of(through.model))
+            z = through.answer(shift_images(x, kind, severity, study.search.seed, mine) if severity else x)
+            parts.append(gather_rows(z, len(at)).cpu())
             bar.update(len(at))
         rows.append([kind, severity, *_recall_and_map(torch.cat(parts), study.own, through.z, study.test.labels)])
     return pd.DataFrame(rows, columns=["shift", "severity", "recall_at_1", "error", "map_at_r", "map_error", "images"])
@@ -1074,8 +1079,13 @@ class RobustnessReport:
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> "RobustnessReport":
-        "Back from plain values."
+        "Back from plain values. `ValueError` or `KeyError` where they are not those of `to_json`."
+        if not isinstance(found["settings"], dict) or not isinstance(found["signs"], list):
+            raise ValueError("settings must be a dictionary, and signs a list")
         tables = {name: pd.DataFrame(found[name]) for name in ("scores", "curves", "transfer", "searches")}
+        missing = {"distribution", "strength", "measure", "score", "error", "images"} - set(tables["scores"])
+        if missing:
+            raise ValueError(f"scores have no column {min(missing)!r}")
         return cls(**tables, signs=found["signs"], settings=found["settings"])
 
     def __repr__(self) -> str:
@@ -1100,7 +1110,7 @@ _SIGN_ATTACK = "GTM"  # its objective has a lowest value that a broken model com
 _CURVED = ("ES:R", "GTM")  # in curves and transfer tables of a report
 _QUERIES = 300  # of its square attack
 
-# %% ../nbs/09_robustness.ipynb #4a59c4a4
+# %% ../nbs/09_robustness.ipynb #e863dc47
 def robustness_report(
     run: Run | str | Path | nn.Module,  # a run, its folder, or a model that gives unit embeddings
     test: ImageSet,  # classes that training has not seen; all of it is the set of candidates
@@ -1131,7 +1141,7 @@ def robustness_report(
         curves=CURVES, curved=_CURVED, signs=_SIGN_ATTACK, queries=_QUERIES, versions=dict(mdprop=mdprop.__version__, torch=torch.__version__),
     )  # fmt: skip
     report = RobustnessReport(scores, pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(), transfer, searches, signs, facts)
-    if study.run:
+    if study.run and rank() == 0:
         write_json(study.run.path / "robustness.json", report.to_json())
     _warn_of_masking(signs)
     return report
@@ -1182,4 +1192,7 @@ def _report_of(given: RobustnessReport | Run | str | Path) -> RobustnessReport:
     path = (given.path if isinstance(given, Run) else Path(given)) / "robustness.json"
     if not path.is_file():
         raise RunError(f"{path} is missing: robustness_report(run, test), or `mdprop robustness RUN`, writes it")
-    return RobustnessReport.from_json(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return RobustnessReport.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RunError(f"{path} is damaged ({error!r:.200}): `mdprop robustness RUN` writes it again") from error

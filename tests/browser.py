@@ -68,8 +68,8 @@ def ink(page, panel: int) -> str:
 
 
 @contextmanager
-def jupyter_lab(folder: Path, threads: int = 1) -> Iterator[tuple[str, str]]:
-    "JupyterLab on the notebooks of `folder` with settings of its own, on loopback with a token: (address, token)."
+def jupyter_lab(folder: Path, threads: int = 1, notebook: dict | None = None, widgets: dict | None = None) -> Iterator[tuple[str, str]]:
+    "JupyterLab on the notebooks of `folder` with settings of its own (`notebook`, `widgets`: further ones), on loopback with a token: (address, token)."
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -77,11 +77,12 @@ def jupyter_lab(folder: Path, threads: int = 1) -> Iterator[tuple[str, str]]:
     places = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_WORKSPACES_DIR", "JUPYTERLAB_SETTINGS_DIR", "IPYTHONDIR")
     env = os.environ | {name: str(home / name) for name in places} | {"OMP_NUM_THREADS": str(threads)}
     settings = {
-        "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-        "notebook-extension/tracker": {"autoStartDefault": True},
+        "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+        "@jupyterlab/notebook-extension/tracker": {"autoStartDefault": True} | (notebook or {}),
+        "@jupyter-widgets/jupyterlab-manager/plugin": widgets or {},
     }
     for name, value in settings.items():
-        path = home / "JUPYTERLAB_SETTINGS_DIR" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path = home / "JUPYTERLAB_SETTINGS_DIR" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(value))
     command = [

@@ -49,8 +49,12 @@ TORCHVISION_OPERATORS = declare_torchvision_operators()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    "Mark the tests that ask for `real_data`, so that `-m 'not real'` leaves them out."
+    """Mark the tests that ask for `real_data`, so that `-m 'not real'` leaves them out; and say what stays together where two processes share the tests.
+
+    The files with a browser are one group, so that no two browsers wait for each other; every other file is a group of its own and keeps its fixtures.
+    """
     for item in items:
+        item.add_marker(pytest.mark.xdist_group("browser" if "browser" in item.path.stem else item.path.stem))
         if "real_data" in getattr(item, "fixturenames", ()):
             item.add_marker("real")
 

@@ -151,7 +151,7 @@ def test_lasso_on_one_side_selects_on_both(page):
         page.mouse.move(box["x"] + 5 + x * (box["width"] / 2), box["y"] + 5 + y * (box["height"] - 10), steps=3)
     page.mouse.up()
     page.keyboard.up("Shift")
-    assert "selected, from" in page.locator(".mdp-summary").inner_text()
+    page.locator(".mdp-summary", has_text="selected, from").wait_for()
     some = both(page)
     assert some[0] != full[0] and some[1] != full[1] and page.locator(".mdp-gallery").is_visible()
     page.get_by_role("button", name="Clear selection").click()
@@ -304,3 +304,38 @@ def test_dashboard_in_jupyterlab(browser, tmp_path):
         page.close()
     assert complaints.found == []
     assert (tmp_path / "density.ipynb").stat().st_size < 300_000, "a saved notebook stays small"
+
+
+AGAIN = [
+    "from comm import get_comm_manager\nfrom ipywidgets.widgets.widget import _instances\nheld = lambda: (len(_instances), len(get_comm_manager().comms))",
+    NOTEBOOK[0],
+    "dashboard",
+]
+
+
+def test_run_again_seen_twice_and_without_its_kernel(browser, tmp_path):
+    "Ten runs of its cells leave one dashboard, two views of it are one, and after a restart of the kernel the page goes on and says what it cannot do."
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    cells = [nbformat.v4.new_code_cell(source) for source in AGAIN]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), tmp_path / "again.ipynb")
+    with jupyter_lab(tmp_path) as (address, token):
+        page = browser.new_page(viewport={"width": 1500, "height": 1100})
+        complaints = Complaints(page)
+        open_notebook(page, address, token, "again.ipynb")
+        for _ in range(10):
+            page.evaluate("for (const view of document.querySelectorAll('.mdp')) view.dataset.former = true")
+            run_all_cells(page)
+            fresh = "document.querySelectorAll('.mdp:not([data-former]) .mdp-row').length === 24 && !document.querySelector('.mdp[data-former]')"
+            page.wait_for_function(fresh, timeout=90_000)
+        assert ask_kernel(page, "print(held())") == "(2, 2)", "the view and its layout, once"
+        page.get_by_role("option", name="class 5").first.click()
+        page.wait_for_function("document.querySelectorAll('.mdp-chip').length === 2")  # one in each view
+        page.evaluate("async () => { await window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart(); }")
+        page.wait_for_function("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'", timeout=60_000)
+        page.get_by_role("option", name="class 7").first.click()
+        page.wait_for_function("document.querySelectorAll('.mdp-chip').length === 4")
+        assert page.locator(".mdp-aside:visible").count() == 0
+        page.get_by_label("Neighbours k").first.select_option("5")
+        page.locator(".mdp-aside", has_text="After a restart, run the cell again").first.wait_for(timeout=20_000)
+        page.close()
+    assert complaints.found == []

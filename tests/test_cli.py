@@ -11,7 +11,7 @@ from mdprop.cli import create_parser, main
 from mdprop.runs import load
 
 TRAIN = "train --epochs 1 --width 4 --dim 8 --size 16 --quiet"
-COMMANDS = ["demo", "data", "train", "evaluate", "robustness", "compare", "dashboard", "lab"]
+COMMANDS = ["demo", "data", "train", "evaluate", "robustness", "compare", "dashboard", "grid", "lab"]
 
 
 @pytest.fixture
@@ -119,6 +119,8 @@ def test_data_opens_own_photos_and_omniglot(real_data, capsys):
     ("line", "message"),
     [
         ("evaluate nowhere", "nowhere does not exist"),
+        ("grid nowhere.toml", "nowhere.toml does not exist"),
+        ("train --track tensorbord", "unknown tracker 'tensorbord'"),
         ("train --data cub", "unknown data 'cub'"),
         ("train --data folder:nowhere", "nowhere"),
         ("train --loss triplett --quiet", "unknown loss 'triplett'"),
@@ -140,6 +142,43 @@ def test_mistakes_end_with_one_line(here, line, message, capsys):
     with pytest.raises(SystemExit) as stop:
         main(line.split())
     assert str(stop.value.code).startswith("mdprop: ") and message in str(stop.value.code) and "\n" not in str(stop.value.code)
+
+
+GRID = """
+recipe = ["plain", "mdprop"]
+seeds = 2
+data = { size = 16, classes = 20 }
+model = { width = 4, dim = 8 }
+training = { epochs = 1 }
+evaluate = { steps = 1 }
+"""
+
+
+def test_a_grid_is_planned_run_and_told(here, capsys):
+    (here / "tiny.toml").write_text(GRID, encoding="utf-8")
+    main("grid tiny.toml --dry-run".split())
+    assert "Grid(tiny: 4 runs, 2 rows in 1 groups, reference 'plain'): 4 new" in capsys.readouterr().out and not (here / "runs").exists()
+    main("grid tiny.toml --workers 0 --only seed0 *plain*".split())
+    text = capsys.readouterr().out
+    assert re.search(r"^plain +2 ", text, re.MULTILINE) and re.search(r"^mdprop +1 ", text, re.MULTILINE) and "3 runs finished, 0 failed" in text
+    assert "written: runs/tiny/results.jsonl" in text and (here / "runs/tiny/table.csv").read_text(encoding="utf-8").startswith("source,row,measure,n,mean,")
+    main("grid tiny.toml --dry-run".split())
+    assert re.search(r"3 finished, 1 new\nabout \d+ minutes, if the others take as long as the 3 that are finished", capsys.readouterr().out)
+
+
+def test_failed_cells_end_the_command_with_their_names(here, capsys):
+    (here / "bad.toml").write_text('recipe = "plain"\ndata = { source = "folder:nowhere" }\n', encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        main("grid bad.toml --workers 0 --quiet".split())
+    told = str(stop.value.code)
+    assert told.startswith("mdprop: 1 cells failed; the same command tries them again") and "MissingDataError" in told and "runs/bad/logs/" in told
+    assert "Traceback" not in told + capsys.readouterr().out
+
+
+def test_training_is_tracked_where_that_is_asked_for(here):
+    pytest.importorskip("tensorboard", reason="needs the extra track")
+    main(f"{TRAIN} --recipe plain --track tensorboard".split())
+    assert list((here / "runs/plain/tensorboard").glob("events.out.tfevents.*"))
 
 
 def test_a_run_on_other_data_is_refused(here, real_data):

@@ -71,9 +71,11 @@ def test_reservations_come_in_words():
     assert said[1].startswith("c, GTM: more steps do not help: its gradients may be masked")
 
 
-def test_a_run_without_a_report_names_the_command(tmp_path):
+def test_a_run_without_a_report_names_the_command(tmp_path, monkeypatch):
     one = measured(hand_made_run(tmp_path / "plain"))
-    assert one.report is None and f"run `mdprop robustness {tmp_path / 'plain'}`" in one.missing
+    assert one.report is None and "run `mdprop robustness plain`" in one.missing, "elsewhere: its name, not where it lies"
+    monkeypatch.chdir(tmp_path.parent)
+    assert f"run `mdprop robustness {tmp_path.name}/plain`" in measured(tmp_path / "plain").missing, "the way from here"
     board = RobustnessDashboard(tmp_path / "plain")
     assert "has not been measured yet" in board._alerts.value and board._attack.layout.display == "none"
     assert board.save_html(tmp_path / "page.html").exists()

@@ -24,7 +24,7 @@ from mdprop.project import picture_window
 
 def view(n=50, **kwargs):
     xy = np.random.default_rng(0).normal(size=(n, 2))
-    return PairedView(**view_state({"pca": projection(xy, xy * 0.5, 0.9, 0.8)}, np.arange(n) % 3, **kwargs))
+    return PairedView(**view_state({"pca": projection(xy, xy * 0.5)}, np.arange(n) % 3, trust={"pca": (0.9, 0.8)}, **kwargs))
 
 
 def page_data(page):

@@ -246,7 +246,7 @@ def test_a_killed_run_resumes_to_the_same_weights(few, tmp_path):
     assert 2 <= len(Run(tmp_path / "cut").metrics) < 12
     cut = fit(few, "mdprop", tmp_path / "cut", **settings)
     assert same(weights(cut), weights(whole))
-    assert cut.metrics.drop(columns="images_per_s").equals(whole.metrics.drop(columns="images_per_s"))
+    assert (cut.path / "metrics.csv").read_bytes() == (whole.path / "metrics.csv").read_bytes()
     assert all(np.array_equal(cut.snapshot(name).z, whole.snapshot(name).z) for name in whole.snapshots)
 
 
@@ -431,7 +431,7 @@ def test_a_stopped_run_is_whole_and_goes_on_to_the_same_weights(few, tmp_path, a
     stopped = fit(few, "mdprop", tmp_path / "run", watch=both, **settings)
     done = {"start": 0, "first step": 0, "second epoch": 1, "epoch": 1, "end": 2}[at]
     assert len(stopped.metrics) == done == told[-1][1]["epoch"] and told[-1][1]["stopped"] == (done < 2)
-    assert (stopped.path / "last.safetensors").exists() == (done > 0)
+    assert (stopped.path / "last.safetensors").exists() == (done > 0 or at == "first step")
     again = fit(few, "mdprop", tmp_path / "run", **settings)
     assert same(weights(again), weights(whole)) and again.snapshots == whole.snapshots
 

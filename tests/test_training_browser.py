@@ -70,6 +70,7 @@ def test_saved_pages_work_without_a_network(browser, folder, tmp_path, kind, cha
     up = cells.all_inner_texts()
     head.click()
     assert sorted(up) == sorted(cells.all_inner_texts())
+    says_what_is_under_the_pointer(page, page.locator(".js-plotly-plot").nth(2 if kind == "norms" else 1 if kind == "training" else 3))
     ink = lambda: page.locator(".js-plotly-plot .xtick text, .js-plotly-plot .x2tick text").first.evaluate("t => getComputedStyle(t).fill")
     light = ink()
     page.emulate_media(color_scheme="dark")
@@ -77,6 +78,20 @@ def test_saved_pages_work_without_a_network(browser, folder, tmp_path, kind, cha
     assert ink() != light
     assert complaints.found == [] and dialogs == []
     context.close()
+
+
+def says_what_is_under_the_pointer(page, plot):
+    "Hover over a chart, then hide its first line by a click on the legend."
+    plot.scroll_into_view_if_needed()
+    point = plot.locator(".scatterlayer .points path:visible").first
+    box = point.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2 - 3, box["y"] + box["height"] / 2)
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    plot.locator(".hoverlayer text").first.wait_for(timeout=WAIT)
+    toggle = plot.locator(".legendtoggle").first
+    if toggle.count():
+        toggle.click()
+        page.wait_for_function("(plot) => plot._fullData.some((trace) => trace.visible === 'legendonly')", arg=plot.element_handle(), timeout=WAIT)
 
 
 # JupyterLab

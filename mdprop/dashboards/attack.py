@@ -7,12 +7,13 @@ __all__ = ['ModelSource', 'TARGETS', 'GOALS', 'ATTACK_JS', 'AttackTrace', 'trace
            'AttackedModel', 'run_images', 'AttackOutcome', 'items_of', 'choose_for', 'found_at_each_step',
            'AttackState', 'AttackDashboard']
 
-# %% ../../nbs/13d_attack.ipynb #617d0cce
+# %% ../../nbs/13d_attack.ipynb #27ab8b31
 import copy
 import io
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,7 +29,7 @@ from torch.nn import functional as F
 from .. import needs_extra
 from ..attacks import OBJECTIVES, POLICIES, FeatureAttack
 from .base import Chart, Dashboard, Ground, State, Status, Tiles, Work
-from .base import as_run, chart_block, check_same_items, text_block, tile_row, tiles_block
+from .base import as_run, chart_block, check_same_items, one_item, readable, text_block, tile_row, tiles_block
 from ..data import ImageSet
 from ..figures import Curve, attack_path_figure, curves_figure
 from ..model import answering, evaluating
@@ -121,7 +122,7 @@ def pixel_sheet(
     Image.fromarray(strip.numpy()).save(buffer, "PNG")
     return buffer.getvalue(), (len(images), edge)
 
-# %% ../../nbs/13d_attack.ipynb #52748f47
+# %% ../../nbs/13d_attack.ipynb #4e25f8c5
 ModelSource = Run | str | Path | nn.Module
 
 
@@ -145,7 +146,8 @@ class AttackedModel:
     ) -> "AttackedModel":
         "The model of a run, or a copy of a model: what happens to the original later is not seen."
         run = None if isinstance(source, nn.Module) else as_run(source)
-        model = copy.deepcopy(source) if isinstance(source, nn.Module) else run.model(backbone=backbone) if run else None
+        with nullcontext() if run is None else readable(run):
+            model = copy.deepcopy(source) if isinstance(source, nn.Module) else run.model(backbone=backbone) if run else None
         if model is None:
             raise ValueError(f"a run, its folder or a model is wanted, got {type(source).__name__}")
         model = model.eval().requires_grad_(False).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -307,7 +309,7 @@ class AttackState(State):
             raise traitlets.TraitError(f"domain={proposal.value!r}: the models have {sorted(self._domains - {''})}")
         return proposal.value
 
-# %% ../../nbs/13d_attack.ipynb #e1afae6d
+# %% ../../nbs/13d_attack.ipynb #0925f9f2
 class _Attacks:
     "Attacks on the images of a set through one or two models, everything that can be kept is."
 
@@ -328,6 +330,9 @@ class _Attacks:
         count = len(state.picked) if state.policy == "picked" else state.count
         if not count:
             raise ValueError("no target is picked yet: choose 'A click picks: targets' and click some images, or draw targets")
+        if len(self.images.class_names) < 2 and drawn in ("other_class", "nearest_class", "class_centre"):
+            remedy = f"choose other targets, such as '{TARGETS['random']}', or give images of several classes"
+            raise ValueError(f"all images are of the class {self.images.class_names[0]!r}, so there is no other class to aim at: {remedy}")
         attack = FeatureAttack(count, state.eps / 255, state.steps, policy=drawn, objective=state.objective)
         if state.policy == "picked":
             targets, members = own[state.picked], list(state.picked)
@@ -615,8 +620,9 @@ def _steps_block(
     found = tiles_block(shown.found) | {"rows": [shown.found_rows(outcome, step) for step in steps]}
     return {"kind": "steps", "script": ATTACK_JS, "steps": steps, "pictures": pictures, "found": found}
 
-# %% ../../nbs/13d_attack.ipynb #0b2350e5
+# %% ../../nbs/13d_attack.ipynb #a2e22214
 _ATTACK_SETTINGS = ("item", "attacked", "domain", "objective", "policy", "picked", "count", "eps", "steps", "seed", "k")
+_PATIENCE = 3.0  # seconds that a still picture waits for the first attack
 _PAUSE = 0.1  # seconds: what is changed again within them starts no attack of its own
 
 
@@ -673,7 +679,7 @@ def _in_words(state: AttackState, models: Sequence[AttackedModel], images: Image
         f"targets: {TARGETS[state.policy]} ({goals}); eps {state.eps:g}/255, {len(outcome.trace.images) - 1} steps, seed {state.seed}."
     )
 
-# %% ../../nbs/13d_attack.ipynb #88619d0e
+# %% ../../nbs/13d_attack.ipynb #29b0f9be
 class _AttackPage(Dashboard):
     "What is said and saved of an attack."
 
@@ -703,13 +709,23 @@ class _AttackPage(Dashboard):
         halves = [chart | {"half": number < 2} for number, chart in enumerate(charts)]
         return [words, _steps_block(shown, state, outcome), *halves]
 
+    def picture(self) -> list[dict[str, Any]]:
+        "The attack at the step that is shown. Waits for one that is under way, but not for long."
+        with suppress(TimeoutError):
+            self.work.wait(_PATIENCE)
+        if self.outcome is None:
+            return [text_block(self.status.problem or f"{self.status.doing}: the picture is there when this is done.")]
+        state, outcome, shown = self.settings, self.outcome, self.shown
+        charts = [chart_block(figure) for figure in shown.figures(state, outcome, min(state.step, len(outcome.trace.images) - 1), "light")]
+        return [text_block(_in_words(state, self.models, self.images, outcome)), tiles_block(shown.pictures), *charts, tiles_block(shown.found)]
+
     def __repr__(self) -> str:
         names = " and ".join(repr(model.name) for model in self.models)
         if self.outcome is None:
             return f"AttackDashboard({names}, {len(self.images):,} images; {self.status.problem or self.status.doing or 'no attack yet'})"
         return f"AttackDashboard({names}, {len(self.images):,} images; {_in_words(self.settings, self.models, self.images, self.outcome)})"
 
-# %% ../../nbs/13d_attack.ipynb #29052f85
+# %% ../../nbs/13d_attack.ipynb #976a218b
 class AttackDashboard(_AttackPage):
     "One image under attack: perturbation, path of its embedding, distances to the targets, and what is found before and after, in one or two models."
 
@@ -755,6 +771,15 @@ class AttackDashboard(_AttackPage):
         if not 0 <= int(item) < len(self.images):
             raise ValueError(f"there is no image {item}: there are images 0 to {len(self.images) - 1}")
         self.gallery.pick(int(item))
+
+    @property
+    def selection(self) -> NDArray[np.int64]:
+        "The image that is attacked, as the indices of other dashboards' selections; may be set, to one."
+        return np.array([self.item], np.int64)
+
+    @selection.setter
+    def selection(self, indices: ArrayLike) -> None:
+        self.item = one_item(indices)
 
     def recompute(self) -> None:
         "Attack with the settings as they are now; comes back at once. `work.wait()` waits for it."

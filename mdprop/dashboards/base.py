@@ -6,12 +6,14 @@
 __all__ = ['MARKS', 'State', 'Cancelled', 'Work', 'Status', 'Ground', 'Chart', 'line_key', 'Tiles', 'tile_row', 'chart_grid',
            'Dashboard', 'text_block', 'chart_block', 'table_block', 'tiles_block', 'page']
 
-# %% ../../nbs/13a_base.ipynb #2ab10722
+# %% ../../nbs/13a_base.ipynb #69f07407
+import base64
 import gzip
 import html
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
@@ -22,10 +24,11 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from .. import needs_extra
+from .still import still
 from ..figures import DASHES, _colour
 from ..panels import sprite_sheet, whole_page
 from ..retrieval import as_embeddings, as_labels
-from ..runs import Run, Snapshot, load, replacing
+from ..runs import Run, RunError, Snapshot, load, replacing
 
 # %% ../../nbs/13a_base.ipynb #549be70f
 with needs_extra("lab"):
@@ -119,6 +122,61 @@ def pair_of_sides(
     check_same_items(one, two)
     return one, two
 
+# %% ../../nbs/13a_base.ipynb #92d53ae6
+def shown_path(
+    path: str | Path,
+) -> str:
+    "A path as others may see it: the way from the working folder down; of what lies elsewhere the name alone."
+    whole = Path(path).resolve()
+    try:
+        return whole.relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return whole.name
+
+
+def in_words(
+    error: BaseException,
+    *paths: str | Path,  # folders that the message may name
+) -> str:
+    "What went wrong, with every folder as others may see it."
+    told = str(error) or type(error).__name__
+    written = {str(form) for path in paths for form in (path, Path(path).absolute(), Path(path).resolve())}
+    for one in sorted(written, key=len, reverse=True):
+        told = told.replace(one, shown_path(one))
+    return told
+
+
+@contextmanager
+def readable(
+    run: Run,  # whose folder is read inside
+) -> Iterator[None]:
+    "Raises RunError, with the remedy, for a folder whose files can be opened but do not hold what they should."
+    try:
+        yield
+    except RunError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {in_words(error, run.path)}"
+        remedy = "train it again, or open it with the version that wrote it"
+        raise RunError(f"run {run.name!r} is damaged, or of another version of mdprop ({why}): {remedy}") from error
+
+
+def told_apart(
+    names: Sequence[str],  # of runs
+    paths: Sequence[Path | None],  # of their folders; None: it has none
+) -> list[str]:
+    "The names; where two are equal, with as much of the path as differs, or else with their number."
+    told = list(names)
+    for i, (name, path) in enumerate(zip(names, paths, strict=True)):
+        alike = [other for k, other in enumerate(paths) if names[k] == name and k != i]
+        if alike:
+            others = [other.resolve().parts for other in alike if other is not None]
+            own = path.resolve().parts if path is not None else ()
+            longer = (k for k in range(2, len(own)) if all(other[-k:] != own[-k:] for other in others))
+            most = next(longer, 0)
+            told[i] = "/".join(own[-most:]) if most else f"{name} ({i + 1})"
+    return told
+
 # %% ../../nbs/13a_base.ipynb #e4a11119
 class State(traitlets.HasTraits):
     "What the user has set. A tag `kept=False` leaves a trait out of `as_dict`; `as_json=(out, back)` says how it is written."
@@ -149,6 +207,17 @@ class State(traitlets.HasTraits):
 def _as_is(trait: traitlets.TraitType) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     "How a trait is written as JSON and read back."
     return trait.metadata.get("as_json", (lambda value: value, lambda value: value))
+
+# %% ../../nbs/13a_base.ipynb #b95cfcd6
+def one_item(
+    indices: ArrayLike,  # one index, or a sequence that holds one
+) -> int:
+    "The index. Raises ValueError for none or several."
+    given = np.asarray(indices)
+    if given.size != 1 or given.dtype.kind not in "iu":
+        raise ValueError(f"{given.size} images are given, one at a time can be shown: give its index, such as selection=[3]" if given.size != 1 else
+                         f"an image is chosen by its index, a whole number, got {given.ravel()[0]!r}")  # fmt: skip
+    return int(given.ravel()[0])
 
 # %% ../../nbs/13a_base.ipynb #49962502
 class Cancelled(Exception):
@@ -423,7 +492,7 @@ def chart_grid(
     pairs = [ipywidgets.GridBox(list(charts[i : i + 2]), layout=layout(least)) for i in range(0, len(charts), 2)]
     return ipywidgets.GridBox(pairs, layout=layout(2 * least + 12))
 
-# %% ../../nbs/13a_base.ipynb #7285515d
+# %% ../../nbs/13a_base.ipynb #917333af
 class Dashboard:
     "A widget, the state behind it, and the page that can be saved from it."
 
@@ -433,6 +502,10 @@ class Dashboard:
     def blocks(self) -> list[dict[str, Any]]:
         "What stands on the saved page; see `page`."
         raise NotImplementedError
+
+    def picture(self) -> list[dict[str, Any]]:
+        "What stands on the still picture, as blocks: what is shown now."
+        return self.blocks()
 
     def heading(self) -> tuple[str, str]:
         "Title and subtitle of the saved page."
@@ -449,11 +522,31 @@ class Dashboard:
             aside.write_text(page(title or own, subtitle, self.blocks()), encoding="utf-8")
         return Path(path)
 
+    def save_png(
+        self,
+        path: str | Path,  # of the file to write
+        width: int = 1200,  # pixels
+    ) -> Path:  # the file
+        "A still picture of what is shown now. Written as a whole or not at all."
+        return self._save_still(Path(path), "png", width)
+
+    def save_svg(self, path: str | Path, width: int = 1200) -> Path:
+        "The same as a vector picture, whose words stay words."
+        return self._save_still(Path(path), "svg", width)
+
+    def _save_still(self, path: Path, kind: str, width: int) -> Path:
+        with replacing(path) as aside:
+            aside.write_bytes(self._still(kind, width))
+        return path
+
+    def _still(self, kind: str = "png", width: int = 1200) -> bytes:
+        return still(self.picture(), kind, *self.heading(), width)
+
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        "The widget, and a line of text for places without a widget manager."
+        "The widget, and for places without a widget manager a still picture and a line of text."
         shown = self.widget._repr_mimebundle_(**kwargs) or {}
         data, metadata = shown if isinstance(shown, tuple) else (shown, {})
-        return {**data, "text/plain": repr(self)}, metadata
+        return {**data, "image/png": base64.b64encode(self._still()).decode(), "text/plain": repr(self)}, metadata
 
 # %% ../../nbs/13a_base.ipynb #c996a1c3
 def text_block(

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['DensityState', 'Spaces', 'DensityDashboard']
 
-# %% ../../nbs/13b_density.ipynb #7758b427
-import base64
+# %% ../../nbs/13b_density.ipynb #4d2a220d
 import io
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, RLock
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +25,8 @@ from .base import Dashboard, Source, State, Work, as_run, pair_of_sides, side_na
 from .pair import Pair, class_columns, measure_cards, pair_values, selection_charts, shown_values, suggestions
 from ..data import ImageSet
 from ..model import embed
-from ..panels import _squares, PROJECTIONS, PairedView, projection, save_html, save_png, save_svg, selected_indices, selection_mask, still_png, view_state
+from ..panels import _squares, PROJECTIONS, PairedView, projection, save_html, save_png, save_svg, selected_indices, selection_mask
+from ..panels import sprite_sheet, still_png, still_svg, view_state
 from ..project import fit_layouts, picture_histogram, picture_window, place_epoch, place_rows, rerun_layout, trustworthiness
 from ..robustness import ATTACKS, embed_attacked
 from ..runs import TRAINING_SNAPSHOT, Run, Snapshot
@@ -128,9 +130,10 @@ class Spaces:
         names = [name for name in one.snapshots if TRAINING_SNAPSHOT.fullmatch(name) and name in two.snapshots]
         return [(f"epoch {int(name.partition('-')[2])}", one.snapshot(name).z, two.snapshot(name).z) for name in names]
 
-# %% ../../nbs/13b_density.ipynb #2572dde5
+# %% ../../nbs/13b_density.ipynb #192b826e
 MOST_POINTS = 100_000  # points that are drawn
-SOON = 5_000  # items whose neighbours are found before the dashboard is shown; with more, they come after it
+SOON = 5_000  # items up to which everything is measured before the dashboard is shown; with more, the pictures come first
+UNASKED = 30_000  # items up to which neighbours are found without being asked for
 
 
 def sample_rows(labels: NDArray[np.int64], most: int = MOST_POINTS, seed: int = 0) -> NDArray[np.int64] | None:
@@ -159,13 +162,21 @@ class Picture:
         self.layouts = fit_layouts(*((before, after) if linear else (before[some], after[some])), layout, seed, progress=report)
         self.rows = some if linear else slice(None)
         self.xy = self.layouts.before[self.rows], self.layouts.after[self.rows]
-        k = min(10, (len(self.xy[0]) - 1) // 2)
-        clean = before[some], after[some]
-        self.trust = [trustworthiness(z, xy, k, rows=1000) if k else None for z, xy in zip(clean, self.xy, strict=True)]
+        self._clean = before[some], after[some]
+        self.trust: tuple[float, float] | None = None  # known after `measure_trust`
         self.further: dict[str, Any] = {}
         if linear and rows is not None:
             window = picture_window(self.layouts.before, self.layouts.after)
             self.further = dict(window=window, grids=tuple(picture_histogram(xy, window) for xy in (self.layouts.before, self.layouts.after)))
+
+    def measure_trust(self) -> None:
+        "How far the pictures can be trusted, from up to 1,000 of the items; None for fewer than three."
+        n = len(self.xy[0])
+        k = min(10, (n - 1) // 2)
+        if k and self.trust is None:
+            rows = int(np.clip(3e7 / n, 300, 1000))
+            one, two = (trustworthiness(z, xy, k, rows) for z, xy in zip(self._clean, self.xy, strict=True))
+            self.trust = one, two
 
     def add_epochs(self, epochs: Sequence[tuple[str, NDArray[np.float32], NDArray[np.float32]]]) -> None:
         "The same items after every epoch (PCA only: a UMAP for each would take minutes)."
@@ -184,14 +195,38 @@ class Picture:
     ) -> dict[str, Any]:  # for the view's `projections`
         "What the view draws."
         if attacked is None:
-            return projection(*self.xy, *self.trust, **self.further)
+            return projection(*self.xy, **self.further)
         one, two = (place_rows(self.layouts, z[slice(None) if rows is None else rows], side) for z, side in zip(attacked, SIDES, strict=True))
-        return projection(*self.xy, *self.trust, attacked=(one, two), **self.further)
+        return projection(*self.xy, attacked=(one, two), **self.further)
 
 
 SIDES: Sequence[Literal["before", "after"]] = ("before", "after")
 
-# %% ../../nbs/13b_density.ipynb #b4f37bd0
+# %% ../../nbs/13b_density.ipynb #c9b76201
+_showing: dict[str, tuple[str, list[Any]]] = {}  # cell -> (its last run, the dashboards that it shows)
+
+
+def _this_run() -> tuple[str, str]:
+    "The notebook cell that runs now and the name of this run; empty where cells have no names, as in a plain terminal."
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    parent = shell.get_parent() if shell is not None and hasattr(shell, "get_parent") else {}
+    return parent.get("metadata", {}).get("cellId", ""), parent.get("header", {}).get("msg_id", "")
+
+
+def shows_here(dashboard: Any) -> None:
+    "Note that this cell shows the dashboard; close what only the last run of the cell showed."
+    cell, run = _this_run()
+    if not cell:
+        return
+    former_run, former = _showing.get(cell, ("", []))
+    _showing[cell] = (run, [*(former if run == former_run else []), dashboard])
+    shown = [id(one) for _, several in _showing.values() for one in several]
+    for one in former if run != former_run else []:
+        if id(one) not in shown:
+            one.close()
+
+# %% ../../nbs/13b_density.ipynb #68e32a14
 class DensityDashboard(Dashboard):
     "Two embeddings of the same items side by side and their difference: linked pictures, measures of the full space, classes, charts, images."
 
@@ -228,20 +263,20 @@ class DensityDashboard(Dashboard):
             self.state.k = 10 if 10 in self.pair.k_choices else self.pair.k_choices[-1]
         self._images = next((found for found in (images, data, self.before.thumbnails) if found is not None), None)
         self._epochs, self._pictures = self.spaces.epochs(), dict[tuple[str, str], Picture]()
-        entry = self._picture(layout, "").entry()
-        now, side = self.pair.n <= SOON, self.pair.sides[0]
-        measured = self._measured(entry, now)
-        charts_for = measured.pop("charts_for")
+        self._shown = {name: getattr(self.state, name) for name in ("projection", "domain", "inputs", "noise_only")}
+        picture, side, soon = self._picture(layout, ""), self.pair.sides[0], self.pair.n <= SOON
+        if soon:
+            picture.measure_trust()
         shown = view_state(
-            {layout: entry}, side.labels, side.class_names, side.keys, side.thumbnails, (self.names[0], self.names[1]),
-            epochs=[label for label, _, _ in self._epochs], total=self.n, **measured,
+            {layout: picture.entry()}, side.labels, side.class_names, side.keys, side.thumbnails if soon else None, (self.names[0], self.names[1]),
+            epochs=[label for label, _, _ in self._epochs], total=self.n,
         )  # fmt: skip
-        self.view = PairedView(**shown | self._choices() | dict(charts_for=charts_for) | {name: getattr(self.state, name) for name in self.state.trait_names()})
+        shown |= self._choices() | self._measured(picture, soon) | (self._charted(self._chosen()) if soon else {})
+        self.view = PairedView(**shown | {name: getattr(self.state, name) for name in self.state.trait_names()})
         self.widget = self.view
         self._link()
-        if not now:
-            rest = lambda traits: {name: value for name, value in traits.items() if not name.startswith("charts")}  # those follow the selection
-            self._measuring.start("Finding neighbours", lambda report: rest(self._measured(entry)), self._show)
+        if not soon:
+            self._measure_rest(side.thumbnails)
 
     def _pair(self, before: NDArray[np.float32], after: NDArray[np.float32]) -> Pair:
         "The items that are drawn; pi and rho are of all."
@@ -257,21 +292,57 @@ class DensityDashboard(Dashboard):
         inputs = [dict(value=name, label=label, meaning=meaning) for name, label, meaning in INPUTS if name in self.spaces.inputs]
         return dict(projection_choices=list(PROJECTIONS), domain_choices=domains, inputs_choices=inputs, k_choices=self.pair.k_choices, can_rerun=True)
 
-    def _measured(self, entry: dict[str, Any], neighbours: bool = True) -> dict[str, Any]:
-        "Everything that is measured in the space, for the view; `neighbours=False` leaves out what takes long."
-        k = self.state.k if self.state.k in self.pair.k_choices else None
-        values = pair_values(self.pair, k) if k and neighbours else {}
-        rows = self._chosen()
+    def _measured(self, picture: Picture, neighbours: bool) -> dict[str, Any]:
+        "What is measured in the space, for the view; `neighbours=False` leaves out what takes long."
+        k = self.state.k if self.state.k in self.pair.k_choices and neighbours else None
+        values = pair_values(self.pair, k) if k else {}
         return dict(
-            metrics=measure_cards(self.pair, (entry["trust_before"], entry["trust_after"]), neighbours), values=shown_values(values, k or 0),
+            metrics=measure_cards(self.pair, picture.trust, neighbours), values=shown_values(values, k or 0), trust=self._trusts(),
             class_table=class_columns(self.pair, values), suggestions=suggestions(self.pair, values),
-            charts=selection_charts(self.pair, _some(rows)), charts_for=_what(len(rows), self.pair.n),
         )  # fmt: skip
 
+    def _trusts(self) -> dict[str, Any]:
+        "Trustworthiness of the layouts that are there."
+        return {layout: list(picture.trust) for (domain, layout), picture in self._pictures.items() if domain == self._shown["domain"] and picture.trust}
+
+    def _charted(self, rows: NDArray[np.int64]) -> dict[str, Any]:
+        return dict(charts=selection_charts(self.pair, _some(rows)), charts_for=_what(len(rows), self.pair.n))
+
+    def _measure_rest(self, thumbnails: Any = None, asked: bool = False) -> None:
+        "Measure what takes longer than the pictures beside the page, the quick things first."
+        pair, picture = self.pair, self._here
+        found = asked or pair.n <= UNASKED
+
+        def measure(report: Callable[[float], None]) -> dict[str, Any]:
+            self._out.wait(2.0)  # the page draws first
+            picture.measure_trust()
+            traits = self._measured(picture, neighbours=False)
+            if thumbnails is not None:
+                traits["sprite"], grid = sprite_sheet(thumbnails)
+                traits["sprite_grid"] = list(grid)
+            report(-1.0)
+            self._show(traits)
+            return self._measured(picture, neighbours=True) if found and pair.k_choices else {}
+
+        left = "" if found else f"Local density, right or wrong, Recall@1 and kept neighbours: finding the neighbours of {pair.n:,} images takes minutes."
+        self.view.unmeasured = left
+        self._measuring.start(f"Measuring {pair.n:,} images in the embedding space", measure, self._show)
+        if not self.view.charts:
+            self._change_charts()
+
+    def find_neighbours(self) -> None:
+        "Find the neighbours now, where they were left for later (above 30,000 points). Runs beside the page; `wait` waits for it."
+        self._measure_rest(asked=True)
+
     def _show(self, traits: dict[str, Any]) -> None:
-        with self.view.hold_sync():
+        with self._one, self.view.hold_sync():
             for name, value in traits.items():
                 setattr(self.view, name, value)
+
+    @property
+    def _soon(self) -> bool:
+        "Can the neighbours be had at once?"
+        return self.pair.n <= SOON or self.pair.found
 
     @property
     def n(self) -> int:
@@ -283,18 +354,20 @@ class DensityDashboard(Dashboard):
         shared = self.state.trait_names()
         self.state.observe(lambda change: setattr(self.view, change["name"], change["new"]), shared)
         self.view.observe(lambda change: setattr(self.state, change["name"], change["new"]), shared)
-        self._shown = {name: getattr(self.state, name) for name in ("projection", "domain", "inputs", "noise_only")}
         self._work = Work(self._show_busy, self._show_problem)
-        self._measuring, self._drawing = (Work(lambda what, share: None, self._show_problem) for _ in range(2))
+        self._measuring = Work(lambda what, share: self._show(dict(measuring=what and f"{what} …")), self._show_problem)
+        self._drawing = Work(lambda what, share: None, self._show_problem)
+        self._one = RLock()  # what several threads have found goes to the page one after the other
+        self._out = Event()  # set once the view is on its way to the page
         self.state.observe(lambda change: self._change_space(), list(self._shown))
-        self.state.observe(lambda change: self._show(self._measured(self._entry)), "k")
+        self.state.observe(lambda change: self._show(self._measured(self._here, self._soon)), "k")
         self.state.observe(lambda change: self._change_charts(), "selection")
         self.view.observe(lambda change: self._give_up(), "cancel")
+        self.view.observe(lambda change: self.find_neighbours(), "measure")
         self.view.on_msg(self._answer)
 
     def _show_busy(self, what: str, share: float) -> None:
-        with self.view.hold_sync():
-            self.view.busy, self.view.progress = what and f"{what} …", share
+        self._show(dict(busy=what and f"{what} …", progress=share))
 
     def _show_problem(self, message: str) -> None:
         self._give_up()
@@ -311,6 +384,7 @@ class DensityDashboard(Dashboard):
         seconds: float = 600.0,  # at most
     ) -> None:
         "Until everything that was asked for is shown. Raises TimeoutError."
+        self._out.set()
         for work in (self._work, self._measuring, self._drawing):
             work.wait(seconds)
 
@@ -330,18 +404,22 @@ class DensityDashboard(Dashboard):
             return
         layout, domain, inputs = wanted["projection"], wanted["domain"], wanted["inputs"]
 
-        def compute(report: Callable[[float], None]) -> tuple[Pair, dict[str, Any]]:
+        def compute(report: Callable[[float], None]) -> tuple[Pair, Picture, dict[str, Any]]:
             clean = self.spaces.embed(domain, "clean", report)
             attacked = self.spaces.embed(domain, inputs, report) if inputs != "clean" else None
             picture = self._picture(layout, domain, report)
             if wanted["noise_only"]:
                 picture.add_rerun(report)
-            return self.pair if domain == self._shown["domain"] else self._pair(*clean), picture.entry(attacked, self.rows)
+            picture.measure_trust()
+            return self.pair if domain == self._shown["domain"] else self._pair(*clean), picture, picture.entry(attacked, self.rows)
 
-        def show(found: tuple[Pair, dict[str, Any]]) -> None:
+        def show(found: tuple[Pair, Picture, dict[str, Any]]) -> None:
             same = (domain, inputs) == (self._shown["domain"], self._shown["inputs"])
-            self._shown, (self.pair, entry) = wanted, found
-            self._show(dict(problem="", projections={**(self.view.projections if same else {}), layout: entry}, **self._measured(entry)))
+            self._shown, (self.pair, picture, entry) = wanted, found
+            projections = {**(self.view.projections if same else {}), layout: entry}
+            self._show(dict(problem="", unmeasured="", projections=projections, **self._measured(picture, self._soon)))
+            if not self._soon:
+                self._measure_rest()
 
         known = (domain, layout) in self._pictures or (layout == "pca" and domain == "")
         if known and inputs == "clean" and (layout == "pca" or not wanted["noise_only"]):
@@ -350,9 +428,9 @@ class DensityDashboard(Dashboard):
             self._work.start(_doing(layout, domain, inputs, self.pair.n), compute, show)
 
     @property
-    def _entry(self) -> dict[str, Any]:
+    def _here(self) -> Picture:
         "The picture that is shown."
-        return dict(self.view.projections[self._shown["projection"]])
+        return self._pictures[self._shown["domain"], self._shown["projection"]]
 
     def _chosen(self) -> NDArray[np.int64]:
         "Points that are selected; all of them where none is."
@@ -361,13 +439,17 @@ class DensityDashboard(Dashboard):
 
     def _change_charts(self) -> None:
         rows = self._chosen()
-        say = dict(charts_for=_what(len(rows), self.pair.n))
-        self._drawing.start("Drawing the charts", lambda report: dict(charts=selection_charts(self.pair, _some(rows)), **say), self._show)
+
+        def draw(report: Callable[[float], None]) -> dict[str, Any]:
+            self._out.wait(2.0)
+            return self._charted(rows)
+
+        self._drawing.start("Drawing the charts", draw, self._show)
 
     def _answer(self, view: PairedView, message: dict[str, Any], buffers: list[bytes]) -> None:
         "Send a larger image of the item under the pointer."
         item = message.get("item")
-        if message.get("kind") == "image" and isinstance(item, int) and 0 <= item < self.n and self._images is not None:
+        if message.get("kind") == "image" and isinstance(item, int) and 0 <= item < self.pair.n and self._images is not None:
             view.send({"kind": "image", "item": item}, [as_png(self._images, item if self.rows is None else int(self.rows[item]))])
 
     def add_layout(
@@ -377,7 +459,8 @@ class DensityDashboard(Dashboard):
         "Compute a layout now if it is not there yet, for the notebook and for `save_html`."
         if layout not in self.view.projections:
             picture = self._picture(layout, self._shown["domain"])
-            self.view.projections = {**self.view.projections, layout: picture.entry()}
+            picture.measure_trust()
+            self._show(dict(projections={**self.view.projections, layout: picture.entry()}, trust=self._trusts()))
 
     @property
     def selection(self) -> NDArray[np.int64]:
@@ -416,14 +499,30 @@ class DensityDashboard(Dashboard):
         self.wait()
         return save_svg(self.view, path, width)
 
+    def _still(self, kind: str = "png", width: int = 1200) -> bytes:
+        return (still_png if kind == "png" else still_svg)(self.view, width)
+
+    def close(self) -> None:
+        "Take the dashboard out of the pages that show it, and free what they hold. Displayed again, it is back."
+        for work in (self._work, self._measuring, self._drawing):
+            work.cancel()
+        for widget in (self.view, self.view.layout):
+            widget.close()
+
     def __repr__(self) -> str:
         values = [f"{m['label']} {m['before']:.3f} -> {m['after']:.3f}" for m in self.view.metrics if not {None, "inf"} & {m["before"], m["after"]}]
         return f"DensityDashboard({self.names[0]!r} -> {self.names[1]!r}, {self.n:,} items, {len(self.before.class_names):,} classes; {', '.join(values)})"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        "The widget, and for places without a widget manager a still picture and a line of text."
+        "The widget, opened again where it was closed, and what stands for it where there is no widget manager."
+        if self.view.comm is None:  # closed when its cell was run again
+            for widget in (self.view.layout, self.view):
+                widget.__dict__.pop("_repr_mimebundle_", None)
+                widget.open()
+        shows_here(self)
         data, metadata = super()._repr_mimebundle_(**kwargs)
-        return {**data, "image/png": base64.b64encode(still_png(self.view)).decode()}, metadata
+        self._out.set()
+        return data, metadata
 
 # %% ../../nbs/13b_density.ipynb #8e627e71
 INPUTS = (

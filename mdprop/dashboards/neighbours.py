@@ -6,7 +6,7 @@
 __all__ = ['MISTAKES', 'NEIGHBOURS_JS', 'first_right', 'NeighbourTable', 'neighbour_table', 'NeighbourView', 'NeighbourState',
            'NeighbourDashboard']
 
-# %% ../../nbs/13c_neighbours.ipynb #379b3ba0
+# %% ../../nbs/13c_neighbours.ipynb #4ff4fc52
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,7 +18,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .. import needs_extra
-from .base import GROUND_JS, PANEL_CSS, TILES_CSS, TILES_JS, Dashboard, Source, State, pair_of_sides, side_name
+from .base import GROUND_JS, PANEL_CSS, TILES_CSS, TILES_JS, Dashboard, Source, State
+from .base import one_item, pair_of_sides, side_name, tile_row
 from ..panels import sprite_sheet
 from ..retrieval import Neighbours, nearest_neighbours
 from ..runs import Snapshot
@@ -196,7 +197,7 @@ def _pictures_of(
         raise ValueError(f"image {i} is {keys[i]!r}, that of the run is {side.keys[i]!r}: give the images that were embedded, in the same order")
     return pictures, keys
 
-# %% ../../nbs/13c_neighbours.ipynb #6a929aa9
+# %% ../../nbs/13c_neighbours.ipynb #53b1abb3
 class NeighbourDashboard(Dashboard):
     "One image and its nearest neighbours in two spaces: right or wrong, kept, lost or gained, with their distances."
 
@@ -240,6 +241,15 @@ class NeighbourDashboard(Dashboard):
             raise ValueError(f"there is no image {item}: there are images 0 to {len(self.before.z) - 1}")
         self.state.item = int(item)
 
+    @property
+    def selection(self) -> NDArray[np.int64]:
+        "The image whose neighbours are shown, as the indices of other dashboards' selections; may be set, to one."
+        return np.array([self.item], np.int64)
+
+    @selection.setter
+    def selection(self, indices: ArrayLike) -> None:
+        self.item = one_item(indices)
+
     def mistakes(
         self,
         kind: str,  # one of `MISTAKES`
@@ -261,6 +271,21 @@ class NeighbourDashboard(Dashboard):
         "The view, alive: every image can be picked in the page."
         known = [name for name in self.widget.trait_names(sync=True) if not name.startswith("_") and name in NeighbourView.class_own_traits()]
         return [{"kind": "neighbours", "script": NEIGHBOURS_JS + _IN_A_PAGE, **{name: getattr(self.widget, name) for name in known}}]
+
+    def picture(self) -> list[dict[str, Any]]:
+        "The image and its neighbours on both sides."
+        found = self.neighbours
+        named = lambda i: self.before.class_names[self.before.labels[i]]
+        rows = [tile_row("The image", [self.item], [named(self.item)], details=[self.widget.item_keys[self.item]], still=True)]
+        for side, name, elsewhere in (("before", self.names[0], "lost"), ("after", self.names[1], "gained")):
+            near = found[found.side == side]
+            marks, kept = ["right" if right else "wrong" for right in near.right], ["kept" if there else elsewhere for there in near.there]
+            signs = ["✓" if right else "✗" for right in near.right]
+            details = [f"{sign} {distance:.3f} {state}" for sign, distance, state in zip(signs, near.distance, kept, strict=True)]
+            counts = f"{sum(near.right)} of {len(near)} are right, {sum(near.there > 0)} are neighbours on both sides; cosine distances"
+            captions = [named(i) for i in near.item]
+            rows.append(tile_row(f"{side.capitalize()}: {name}", near.item.tolist(), captions, marks, note=counts, details=details, still=True))
+        return [{"kind": "tiles", "sprite": self.widget.sprite, "sprite_grid": self.widget.sprite_grid, "tile": 104, "rows": rows}]
 
     def __repr__(self) -> str:
         n, names = len(self.before.z), [self.before.class_names[self.before.labels[self.item]], self.before.keys[self.item]]

@@ -6,9 +6,10 @@
 __all__ = ['QUANTITIES', 'statistics_distance', 'affine_distance', 'NormDistances', 'norm_distances', 'NormState', 'short_names',
            'NormDashboard']
 
-# %% ../../nbs/13f_norms.ipynb #ec55dea6
+# %% ../../nbs/13f_norms.ipynb #83531d0d
 import html
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ import pandas as pd
 from torch import nn
 
 from .. import needs_extra
-from .base import Chart, Dashboard, Ground, State, Status, Work, as_run, chart_block, chart_grid, table_block, text_block
+from .base import Chart, Dashboard, Ground, State, Status, Work, as_run, chart_block, chart_grid, readable, table_block, text_block
 from ..figures import Curve, channels_figure, curves_figure, layers_figure
 from ..norm import MultiNorm, domains_of, select_domain
 from ..runs import Run
@@ -240,7 +241,7 @@ class _NormView:
             ipywidgets.HBox([self.layer, self.quantity], layout=row), chart_grid(self.charts[2:]),
         ])  # fmt: skip
 
-# %% ../../nbs/13f_norms.ipynb #a85b2044
+# %% ../../nbs/13f_norms.ipynb #b5b3c6c6
 class NormDashboard(Dashboard):
     "Where in the network the domains' norms have moved apart, and in which channels."
 
@@ -264,7 +265,8 @@ class NormDashboard(Dashboard):
         self._work = Work(self._status.busy, self._status.fail)
         self._view.top.children = [*self._view.top.children, self._status]
         self.widget = ipywidgets.VBox([self._view.ground, self._view.body], layout=ipywidgets.Layout(width="100%"))
-        reason = _single(self.model, self.run)
+        with nullcontext() if self.run is None else readable(self.run):
+            reason = _single(self.model, self.run)
         if reason:
             remedy = "Train a recipe with several domains, such as fit(train, 'mdprop'), or call convert_multi_norm(model)."
             self.nothing = f"Nothing to compare: {reason}. {remedy}"
@@ -298,6 +300,10 @@ class NormDashboard(Dashboard):
         charts = [chart_block(light, "", note, dark) for light, dark, note in zip(_figures(self, "light"), _figures(self, "dark"), notes, strict=True)]
         table = table_block(self.found.table(), "All layers", "Statistics in nats, affines as a share of the output.")
         return [text_block(_in_words(self.found)), *charts, table]
+
+    def picture(self) -> list[dict[str, Any]]:
+        "What stands out, and the four charts."
+        return [text_block(self.nothing)] if self.found is None else [text_block(_in_words(self.found)), *map(chart_block, _figures(self, "light"))]
 
     def __repr__(self) -> str:
         return f"NormDashboard({_in_words(self.found) if self.found else self.nothing})"

@@ -18,7 +18,7 @@ from ..panels import class_column, item_values, line_chart, metric, series, sugg
 from ..retrieval import Neighbours, nearest_neighbours, retrieval_metrics
 from ..runs import Snapshot
 
-# %% ../../nbs/13a_pair.ipynb #738bd3b2
+# %% ../../nbs/13a_pair.ipynb #9161df3a
 K_CHOICES = (5, 10, 20, 50)
 DEEP = 256  # neighbours that are kept at most
 
@@ -40,6 +40,11 @@ class Pair:
         self.counts = np.bincount(self.labels)
         self.k_choices = [k for k in K_CHOICES if k < self.n] or ([self.n - 1] if self.n > 1 else [])
         self._near: tuple[Neighbours, Neighbours] | None = None
+
+    @property
+    def found(self) -> bool:
+        "Are the neighbours known?"
+        return self._near is not None
 
     @property
     def near(self) -> tuple[Neighbours, Neighbours]:
@@ -209,10 +214,10 @@ def suggestions(
                     found.append((f"{len(rows):,} {word}", "nearest other image of the same class on one side only", rows))
     return [suggestion(label, rows, pair.n, why) for label, why, rows in found]
 
-# %% ../../nbs/13a_pair.ipynb #5c6bd9d5
+# %% ../../nbs/13a_pair.ipynb #239f0b99
 def measure_cards(
     pair: Pair,
-    trust: Sequence[float | None] = (None, None),  # trustworthiness of the layout, before and after
+    trust: tuple[float, float] | None = None,  # trustworthiness of the layout, before and after; None: not known
     neighbours: bool = True,  # False: leave out what needs the nearest neighbours
 ) -> list[dict[str, Any]]:  # for the view's `metrics`
     "Recall@1, MAP@R, pi_ratio, rho and the layout's trustworthiness; NaN (one-image classes, no positives) is shown as n/a."
@@ -246,9 +251,9 @@ def measure_cards(
         "Lower went with better retrieval of unseen classes (Roth et al. 2020).",
         caption="unevenness of directions", words=("more even", "more uneven"), direction="lower tends to generalise better",
     ))  # fmt: skip
-    if None not in trust:
+    if trust is not None:
         cards.append(metric(
-            "trustworthiness", (float(trust[0] or 0), float(trust[1] or 0)), "higher",
+            "trustworthiness", trust, "higher",
             "Of this picture, not of the space: 1 means that whoever is near here is near in the embedding space too, 0.5 is chance. "
             "A low value says that the picture, not the model, is to blame.",
             caption="of the picture", words=("truer picture", "less true picture"), direction="1 is true, 0.5 is chance",

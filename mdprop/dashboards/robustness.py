@@ -6,7 +6,7 @@
 __all__ = ['SAME', 'MEANINGS', 'Measured', 'measured', 'reservations', 'score_table', 'place', 'growing_curves', 'shift_curves',
            'RobustnessState', 'RobustnessDashboard']
 
-# %% ../../nbs/13g_robustness.ipynb #a46d2f43
+# %% ../../nbs/13g_robustness.ipynb #6a1073dc
 import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from .. import needs_extra
-from .base import Chart, Dashboard, Ground, State, as_run, chart_block, line_key, table_block, text_block
+from .base import Chart, Dashboard, Ground, State, as_run, chart_block
+from .base import in_words, line_key, shown_path, table_block, text_block, told_apart
 from ..figures import Curve, curves_figure, radar_figure
 from ..robustness import SHIFTS, TEN, RobustnessReport
 from ..runs import Run
@@ -28,7 +29,7 @@ with needs_extra("lab"):
     import ipywidgets
     import traitlets
 
-# %% ../../nbs/13g_robustness.ipynb #0517748c
+# %% ../../nbs/13g_robustness.ipynb #dce84b08
 @dataclass(frozen=True)
 class Measured:
     "A run and its report."
@@ -49,11 +50,13 @@ def measured(
         raise ValueError(f"a {type(source).__name__} has no robustness: give runs, run folders or reports of robustness_report")
     path = run.path / "robustness.json"
     if not path.is_file():
-        return Measured(run.name, None, f"{run.name} has not been measured yet: run `mdprop robustness {run.path}`, or call robustness_report(run, test)")
+        remedy = f"run `mdprop robustness {shown_path(run.path)}`, or call robustness_report(run, test)"
+        return Measured(run.name, None, f"{run.name} has not been measured yet: {remedy}")
     try:
         return Measured(run.name, RobustnessReport.from_json(json.loads(path.read_text(encoding="utf-8"))))
     except (ValueError, KeyError, TypeError) as error:
-        return Measured(run.name, None, f"{path} cannot be read ({type(error).__name__}: {error}): delete it, and run `mdprop robustness {run.path}` again")
+        why = f"{shown_path(path)} cannot be read ({type(error).__name__}: {in_words(error, run.path)})"
+        return Measured(run.name, None, f"{why}: delete it, and run `mdprop robustness {shown_path(run.path)}` again")
 
 # %% ../../nbs/13g_robustness.ipynb #c4838acb
 SAME = ("data", "fingerprint", "eps", "steps", "step_size", "restarts", "size", "seed")  # settings without which two reports cannot be compared
@@ -239,7 +242,7 @@ def _settings_words(runs: Sequence[Measured]) -> str:
         "Scores: 0 (broken) to 100 (nothing happened), Recall@1 in per cent; ± is half of a 95 % interval over the images of one model, not over seeds."
     )
 
-# %% ../../nbs/13g_robustness.ipynb #dbdcb5ae
+# %% ../../nbs/13g_robustness.ipynb #032f8500
 class RobustnessDashboard(Dashboard):
     "Robustness of several runs: scores, radar, growing attacks, natural shifts, transfer between domains, and what speaks against them."
 
@@ -291,6 +294,13 @@ class RobustnessDashboard(Dashboard):
         meant = table_block(pd.DataFrame({"name": list(MEANINGS), "what it measures": list(MEANINGS.values())}), "What the names mean")
         return [*said, table_block(score_table(self.runs), "Scores"), *charts, *more, meant]
 
+    def picture(self) -> list[dict[str, Any]]:
+        "What speaks against the scores, the scores, and the charts."
+        said = [text_block(f"{text}.", "Mind this" * (i == 0)) for i, text in enumerate(reservations(self.runs))]
+        if not any(one.report for one in self.runs):
+            return said or [text_block(_NO_RUN)]
+        return [*said, table_block(score_table(self.runs)), *map(chart_block, _figures(self, "light"))]
+
     def __repr__(self) -> str:
         table = score_table(self.runs)
         found = table.loc["ERS"].to_dict() if "ERS" in table.index else {}
@@ -298,7 +308,7 @@ class RobustnessDashboard(Dashboard):
         said = [f"{one.name}: {score(one.name) if one.report is not None else 'not measured'}" for one in self.runs]
         return f"RobustnessDashboard({'; '.join(said)})"
 
-# %% ../../nbs/13g_robustness.ipynb #b62ad028
+# %% ../../nbs/13g_robustness.ipynb #36cb4c12
 def _auto() -> Any:
     return ipywidgets.Layout(width="auto")
 
@@ -306,14 +316,11 @@ def _auto() -> Any:
 def _all_measured(sources: Sequence[RobustnessReport | Run | str | Path]) -> list[Measured]:
     "Runs of one name are told apart by their folders, reports by their number."
     runs = [measured(source) for source in sources]
-    names = [one.name for one in runs]
-    for i, (one, source) in enumerate(zip(runs, sources, strict=True)):
-        if names.count(one.name) > 1:
-            run = None if isinstance(source, RobustnessReport) else as_run(source)
-            runs[i] = replace(one, name=f"{one.name} ({i + 1})" if run is None else str(run.path))
-    return runs
+    folders = [None if isinstance(source, RobustnessReport) or (run := as_run(source)) is None else run.path for source in sources]
+    return [replace(one, name=name) for one, name in zip(runs, told_apart([one.name for one in runs], folders), strict=True)]
 
 
+_NO_RUN = "No run given: RobustnessDashboard('runs/plain', 'runs/mdprop') shows what `mdprop robustness RUN` has measured."
 _TRANSFER = "A low score in every column: the attack works whichever domain answers. High beside the diagonal: another domain would have resisted it."
 
 
@@ -356,8 +363,7 @@ def _show(board: RobustnessDashboard) -> None:
     for chart, figure in zip(board.charts, _figures(board, theme), strict=True):
         chart.show_figure(figure)
     board._alerts.value = _warnings_html(reservations(runs))
-    empty = "No run given: RobustnessDashboard('runs/plain', 'runs/mdprop') shows what `mdprop robustness RUN` has measured."
-    words = html.escape(_settings_words(runs) if runs else empty)
+    words = html.escape(_settings_words(runs) if runs else _NO_RUN)
     board._words.value = f'<div role="status" style="line-height:1.5;white-space:normal;opacity:.85;max-width:120ch">{words}</div>'
     board._table.value = _scores_html(runs, theme)
     transfer = transfer_rows(runs)

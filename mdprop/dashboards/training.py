@@ -6,7 +6,7 @@
 __all__ = ['READINGS', 'LABELS', 'Track', 'track_of', 'measure_curves', 'time_words', 'standing_words', 'Reins', 'failure_words',
            'TrainingState', 'TrainingDashboard']
 
-# %% ../../nbs/13e_training.ipynb #36a8f208
+# %% ../../nbs/13e_training.ipynb #5c1bf412
 import html
 import threading
 import time
@@ -21,7 +21,8 @@ import pandas as pd
 import torch
 
 from .. import needs_extra
-from .base import Chart, Dashboard, Ground, State, as_run, chart_block, chart_grid, line_key, table_block, text_block
+from .base import Chart, Dashboard, Ground, State, as_run, chart_block, chart_grid
+from .base import in_words, line_key, readable, shown_path, table_block, text_block, told_apart
 from ..data import ImageSet
 from ..figures import Curve, curves_figure
 from ..recipes import Recipe
@@ -33,7 +34,7 @@ with needs_extra("lab"):
     import ipywidgets
     import traitlets
 
-# %% ../../nbs/13e_training.ipynb #4f89e911
+# %% ../../nbs/13e_training.ipynb #d3a1debd
 READINGS = 1000  # of the loss between epochs that are kept and drawn, at most
 
 
@@ -77,10 +78,12 @@ def track_of(
     run: Run,  # finished or not
 ) -> Track:
     "What a run folder says now."
-    rows = [{str(key): value for key, value in row.items()} for row in run.metrics.to_dict("records")]
-    epochs = int(run.config["training"]["epochs"])
-    standing = "finished" if len(rows) >= epochs else "unfinished"
-    return Track(run.name, run.path, tuple(run.config["domains"]), epochs, rows, standing=standing)
+    with readable(run):
+        rows = [{str(key): value for key, value in row.items()} for row in run.metrics.to_dict("records")]
+        epochs, domains = int(run.config["training"]["epochs"]), tuple(run.config["domains"])
+        for row in rows:
+            [float(value) for value in row.values() if value is not None]
+    return Track(run.name, run.path, domains, epochs, rows, standing="finished" if len(rows) >= epochs else "unfinished")
 
 # %% ../../nbs/13e_training.ipynb #eb67a480
 LABELS = {
@@ -130,7 +133,7 @@ def _readings(track: Track, domain: str | None) -> tuple[np.ndarray, np.ndarray]
     at, loss = zip(*taken, strict=True)
     return np.array(at, np.float32), np.array(loss, np.float32)
 
-# %% ../../nbs/13e_training.ipynb #bef75ad0
+# %% ../../nbs/13e_training.ipynb #3ecbf819
 def time_words(
     seconds: float,
 ) -> str:
@@ -147,7 +150,7 @@ def standing_words(
     left: float | None = None,  # seconds; None: not known
 ) -> str:
     "One line on how a training stands."
-    done, planned = len(track.rows), track.epochs or "?"
+    done, planned, place = len(track.rows), track.epochs or "?", shown_path(track.path) if track.path else "memory"
     if track.standing in ("running", "paused", "stopping"):
         epoch = track.now.get("epoch", done + 1)
         at = f", step {track.now['step']:,} of {track.now['steps']:,}" if "step" in track.now else ""
@@ -158,10 +161,10 @@ def standing_words(
         return f"{word}: epoch {min(epoch, planned) if track.epochs else epoch} of {planned}{at}{pace}{eps}{rest}"
     if track.standing == "stopped":
         again = "; the same fit(...) goes on from there" if track.path else ""
-        return f"Stopped: {done} of {planned} epochs are complete and kept in {track.path}{again}"
+        return f"Stopped: {done} of {planned} epochs are complete and kept in {place}{again}"
     if track.standing == "unfinished":
         return f"Epoch {done} of {planned} is complete"
-    return {"starting": "Starting: preparing data and model", "finished": f"Finished: {done} epochs, kept in {track.path}", "failed": "Failed"}[track.standing]
+    return {"starting": "Starting: preparing data and model", "finished": f"Finished: {done} epochs, kept in {place}", "failed": "Failed"}[track.standing]
 
 # %% ../../nbs/13e_training.ipynb #ded558a6
 _COLUMNS = ("loss", "recall_at_1", "pi_ratio", "rho", "images_per_s", "lr")
@@ -513,7 +516,7 @@ def _time_left(board: _Live) -> float | None:
         return None
     return (time.monotonic() - first) / (now["step"] - at) * (now["steps"] - now["step"])
 
-# %% ../../nbs/13e_training.ipynb #829c9c80
+# %% ../../nbs/13e_training.ipynb #c8c728dc
 _BLOCKED = (
     "This training holds the kernel, so the buttons would be heard only after it. Interrupt the kernel to end it: complete epochs are kept. "
     "TrainingDashboard().fit(...) trains in the background."
@@ -545,6 +548,7 @@ def _show(board: _Live, everything: bool = False) -> None:
         board._drawn, board._cost, board._due = time.monotonic(), time.thread_time() - started, board._due and not everything
 
 
+_NO_RUN = "No run yet. TrainingDashboard('runs/plain', 'runs/mdprop') shows runs, TrainingDashboard().fit(train, recipe='mdprop') trains one."
 _ALERT = (
     "border:1px solid var(--jp-error-color1,#b3261e);border-left-width:5px;border-radius:4px;padding:8px 12px;margin:4px 0;"
     "line-height:1.45;max-width:110ch;white-space:normal"
@@ -561,10 +565,10 @@ def _standing(board: _Live) -> str:
         names = ", ".join(f"{track.name} (epoch {len(track.rows)} of {track.epochs})" for track in others)
         lines.append(html.escape(f"Not finished: {names}. Read at {time.strftime('%H:%M:%S')}."))
     if not board._view.tracks():
-        lines.append("No run yet. TrainingDashboard('runs/plain', 'runs/mdprop') shows runs, TrainingDashboard().fit(train, recipe='mdprop') trains one.")
+        lines.append(html.escape(_NO_RUN))
     return "<br>".join(lines)
 
-# %% ../../nbs/13e_training.ipynb #5508d612
+# %% ../../nbs/13e_training.ipynb #a3a43de8
 class TrainingDashboard(_Live):
     "Training as it goes, or as it went. Give runs to see them; call `fit` to train; or give it to `mdprop.train.fit` as `watch`."
 
@@ -619,7 +623,7 @@ class TrainingDashboard(_Live):
                 try:
                     track.__dict__.update(track_of(Run(track.path)).__dict__ | {"name": track.name})
                 except (RunError, OSError) as error:
-                    self.error = str(error)
+                    self.error = in_words(error, track.path)
         _show(self, everything=True)
 
     def heading(self) -> tuple[str, str]:
@@ -632,13 +636,24 @@ class TrainingDashboard(_Live):
         drawn = {theme: [_figure(tracks, measure, self.state.loss_of, theme, legend=True) for measure in LABELS] for theme in ("light", "dark")}
         charts = [chart_block(light, "", LABELS[m][1], dark) for m, light, dark in zip(LABELS, drawn["light"], drawn["dark"], strict=True)]
         failed = [text_block(self.error, "Not trained to the end")] if self.error else []
-        return [*failed, table_block(tracks_table(tracks), "Newest numbers"), *charts] if tracks else [text_block("No run yet.")]
+        return [*failed, table_block(tracks_table(tracks), "Newest numbers"), *charts] if tracks else [text_block(_NO_RUN)]
+
+    def picture(self) -> list[dict[str, Any]]:
+        "How it stands, the newest numbers and the charts that are chosen."
+        tracks, view = self._view.tracks(), self._view
+        if not tracks:
+            return [text_block(_NO_RUN)]
+        measures = ("loss", "recall_at_1", self.state.density, self.state.pace)
+        charts = [chart_block(_figure(tracks, measure, view.state.loss_of, "light", legend=True)) for measure in measures]
+        failed = [text_block(self.error, "Not trained to the end")] if self.error else []
+        standing = [text_block(standing_words(self.live))] if self.live else []
+        return [*failed, *standing, table_block(tracks_table(tracks)), *charts]
 
     def __repr__(self) -> str:
         left = lambda track: _time_left(self) if track is self.live else None
         return "TrainingDashboard(" + "; ".join(f"{track.name}: {standing_words(track, left(track))}" for track in self._view.tracks()) + ")"
 
-# %% ../../nbs/13e_training.ipynb #c8eaa087
+# %% ../../nbs/13e_training.ipynb #41cf8bcf
 _PATIENCE = 1800.0  # seconds without news after which a run of another process is not read again by itself
 
 
@@ -650,10 +665,8 @@ def _tracks_of(runs: Sequence[Run | str | Path]) -> list[Track]:
         if run is None:
             raise ValueError(f"a {type(given).__name__} has no training to show: give runs or run folders")
         tracks.append(track_of(run))
-    names = [track.name for track in tracks]
-    for track in tracks:
-        if names.count(track.name) > 1:  # folders of one name: tell them apart
-            track.name = str(track.path)
+    for track, name in zip(tracks, told_apart([track.name for track in tracks], [track.path for track in tracks]), strict=True):
+        track.name = name
     return tracks
 
 

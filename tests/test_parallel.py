@@ -1,0 +1,347 @@
+"""Several processes take the steps of one, measure what one would measure, and end together. Each test starts processes once and asks them many things."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import distributed, nn
+from torch.utils.checkpoint import checkpoint
+
+from mdprop.attacks import FeatureAttack
+from mdprop.data import glyphs
+from mdprop.model import Embedder, SmallResNet
+from mdprop.norm import convert_multi_norm, select_domain
+from mdprop.parallel import ProcessFailed, any_process, check_norms, gather_rows, processes, rank, sharded, sum_gradients, synchronised_norms
+from mdprop.recipes import Branch, Recipe, get_recipe
+from mdprop.robustness import ers, evaluate, evaluate_shifts
+from mdprop.runs import load, load_tensors
+from mdprop.train import StopTraining, create_loss, create_miner, fit, training_step
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+
+
+def start(task: str, folder: Path, world: int) -> list[subprocess.Popen]:
+    "So many processes that do one of the tasks below."
+    words = [sys.executable, __file__, task, str(folder)]
+    return [
+        subprocess.Popen([*words, str(r), str(world)], env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for r in range(world)
+    ]
+
+
+def outcomes(running: list[subprocess.Popen]) -> list[tuple[int, str]]:
+    "Exit codes and what was written to stderr; whoever still runs after four minutes is killed."
+    try:
+        return [(process.returncode, told) for process in running for _, told in [process.communicate(timeout=240)]]
+    finally:
+        for process in running:
+            process.kill()
+
+
+def run_all(task: str, folder: Path, world: int) -> None:
+    for code, told in outcomes(start(task, folder, world)):
+        assert code == 0, told
+
+
+# The same steps
+
+
+WEIGHTED = Recipe(
+    "weighted",
+    (Branch(), Branch("single", FeatureAttack(1, 8 / 255, 2, norm="l2"), (0, 0.4), 0.5),
+     Branch("multi", FeatureAttack(3, 8 / 255, 2, policy="other_class", restarts=2), (0.4, 1), 2.0)),
+    joint=False,
+)  # fmt: skip
+DENSE = Recipe("dense", (Branch(), Branch("multi", FeatureAttack(3, 8 / 255, 2, policy="dense", adaptive=True, stop=0.01))))
+CASES = {  # recipe, loss, miner, what norms share
+    "plain": ("plain", "multi_similarity", "multi_similarity", None),
+    "mdprop": ("mdprop", "multi_similarity", None, None),
+    "shared statistics": ("mdprop", "multi_similarity", "multi_similarity", "statistics"),
+    "shared affine": ("mdprop", "triplet_margin", "triplet_margin", "affine"),
+    "proxies": ("mdprop", "proxy_anchor", None, None),
+    "paper": ("mdprop_paper", "multi_similarity", "multi_similarity", None),
+    "weighted": (WEIGHTED, "multi_similarity", None, None),
+    "dense": (DENSE, "multi_similarity", None, None),
+    "est": ("est", "triplet_margin", None, None),
+    "act": ("act", "triplet_margin", None, None),
+    "hm": ("hm", "triplet_margin", None, None),
+    "checkpointed": ("plain", "multi_similarity", None, None),
+}
+LABELS = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 4])  # 11: no multiple of 2 or 3
+
+
+class Checkpointed(nn.Module):
+    "A backbone that computes its activations once more in the backward pass."
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(self.net, x, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+def after_steps(case: str, dtype: torch.dtype = torch.float64, steps: int = 3) -> dict[str, torch.Tensor]:
+    "Everything that a few steps have changed."
+    recipe, loss, miner, share = CASES[case]
+    torch.manual_seed(0)
+    recipe, backbone = get_recipe(recipe), SmallResNet((1, 1, 1, 1), 4, 1)
+    model = Embedder(Checkpointed(backbone) if case == "checkpointed" else backbone, 8, (1, 16, 16)).to(dtype)
+    if len(recipe.domains) > 1:
+        convert_multi_norm(model, recipe.domains, recipe.statistics, share)
+    if recipe.norms == "frozen":
+        for module in model.modules():
+            module.train(not isinstance(module, nn.BatchNorm2d))
+    loss, miner = create_loss(loss, 5, 8).to(dtype), create_miner(miner)
+    optimizer = torch.optim.AdamW([*model.parameters(), *loss.parameters()], lr=2e-3)
+    generator, images = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
+    for _ in range(steps):
+        x = torch.rand(len(LABELS), 1, 16, 16, generator=images, dtype=dtype)
+        value = training_step(model, recipe, loss, miner, x, LABELS, generator)
+        optimizer.zero_grad()
+        with synchronised_norms():
+            value.backward()
+        sum_gradients(model.parameters())
+        sum_gradients(loss.parameters(), 1 / processes())
+        optimizer.step()
+    memory = {f"recipe.{i}": b.attack.state()["z"] for i, b in enumerate(recipe.branches) if isinstance(b.attack, FeatureAttack) and b.attack.memory}
+    return {**{f"model.{k}": v for k, v in model.state_dict().items()}, **{f"loss.{k}": v for k, v in loss.state_dict().items()}, **memory}
+
+
+def steps_task(folder: Path) -> None:
+    for case in CASES:
+        with sharded():
+            found = after_steps(case)
+        save_file({name: tensor.contiguous() for name, tensor in found.items()}, folder / f"{case}-{distributed.get_rank()}.safetensors")
+    with sharded():
+        found = after_steps("mdprop", torch.float32)
+    save_file({name: tensor.contiguous() for name, tensor in found.items()}, folder / f"float32-{distributed.get_rank()}.safetensors")
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, dict[str, torch.Tensor]]:
+    return {case: after_steps(case) for case in CASES} | {"float32": after_steps("mdprop", torch.float32)}
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_several_processes_take_the_steps_of_one(world, tmp_path, alone):
+    run_all("steps", tmp_path, world)
+    for case, expected in alone.items():
+        each = [load_file(tmp_path / f"{case}-{r}.safetensors") for r in range(world)]
+        for name, value in expected.items():
+            exact = case != "float32"
+            torch.testing.assert_close(each[0][name], value, rtol=0, atol=1e-10 if exact else 1e-5, msg=lambda text, of=f"{case}, {name}": f"{of}: {text}")
+            assert all(other[name].equal(each[0][name]) for other in each[1:]), f"{case}: {name} differs between processes"
+
+
+# Whole trainings
+
+
+class Exact(nn.Module):
+    "A backbone in double precision, so that nothing but a mistake can make two runs differ."
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.flat = SmallResNet((1, 1, 1, 1), 2, 1).double(), nn.Linear(16, 8).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.flat(self.net(x.double()).mean((2, 3)))
+
+
+def exact() -> Exact:
+    torch.manual_seed(int(os.environ.get("RANK", "0")))  # a backbone of the user's own, with other weights in each process: those of the first count
+    return Exact()
+
+
+def data():
+    return glyphs(size=16).split_classes()[0].keep_classes(range(12)).subset(range(0, 180, 2))
+
+
+def train(out: Path, watch=None):
+    return fit(data(), "mdprop", out, backbone=exact(), dim=None, epochs=3, batch_size=10, per_class=2, lr=1e-3, progress=False, watch=watch,
+               valid_domains=True, save_minutes=1e9)  # fmt: skip
+
+
+def stop_after(epoch: int):
+    def watch(what, facts):
+        assert rank() == 0, "only the first process may be watched"
+        if what == "epoch" and facts["epoch"] == epoch:
+            raise StopTraining("long enough")
+
+    return watch
+
+
+def measures(run) -> dict[str, float]:
+    "What the measurements find, apart from training."
+    test = glyphs(size=16).split_classes()[1].keep_classes(range(4)).subset(range(0, 80, 2))
+    model = Single(run.model("last", backbone=exact()))
+    found = evaluate(model, test, steps=2)
+    robust = ers(model, test, ("CA+", "QA-", "ES:D", "GTT"), steps=2, restarts=2, batch_size=40, size=7, progress=False)
+    shifted = evaluate_shifts(model, test, ("noise", "rotation"), (3,), size=7, progress=False)
+    return found | robust.table.set_index("attack")["raw"].to_dict() | dict(enumerate(shifted["recall_at_1"]))
+
+
+class Single(nn.Module):
+    "A model in double precision whose embeddings are those of any other."
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x).float()
+
+
+def fit_task(folder: Path) -> None:
+    resumed, world = folder / "resumed", distributed.get_world_size()
+    os.environ["RANK"] = str(distributed.get_rank())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        train(resumed, stop_after(2))  # the parent has trained one epoch
+        run = train(folder / f"whole-{world}")
+    assert sorted(path.name for path in folder.rglob("*.part")) == []
+    with sharded():
+        found = measures(run)
+        assert any_process(rank() == 0)
+    (folder / f"measures-{world}-{distributed.get_rank()}.json").write_text(json.dumps(found))
+
+
+def test_trainings_resume_on_any_number_of_processes_and_measure_the_same(tmp_path):
+    one = train(tmp_path / "one")
+    train(tmp_path / "resumed", stop_after(1))
+    run_all("fit", tmp_path, 3)
+    resumed, whole = train(tmp_path / "resumed"), load(tmp_path / "whole-3")
+    expected, moments = load_tensors(one.path / "last.safetensors")[0], {"optimizer"}
+    assert {name.split(".")[0] for name in expected} >= {"model", *moments}
+    for run in (resumed, whole):
+        found = load_tensors(run.path / "last.safetensors")[0]
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-8, msg=lambda text, of=name: f"{of}: {text}")
+        exactly = [name for name in one.metrics if name not in ("seconds", "images_per_s", "data_share")]
+        pd.testing.assert_frame_equal(run.metrics[exactly], one.metrics[exactly], rtol=1e-5)
+        assert run.snapshots == one.snapshots
+    assert whole.config["processes"] == 3 and one.config["processes"] == 1
+    assert [note["text"] for note in resumed.notes if note["what"] == "resumed"] == ["from here on with processes 3 instead of 1"]
+    wanted = measures(one)
+    for r in range(3):
+        assert json.loads((tmp_path / f"measures-3-{r}.json").read_text()) == pytest.approx({str(k): v for k, v in wanted.items()}, abs=1e-5, nan_ok=True)
+
+
+# When one fails
+
+
+class Fatal(nn.Module):
+    "A loss that fails in the fourth step of one process."
+
+    def __init__(self, how: str):
+        super().__init__()
+        self.how, self._calls = how, 0
+        self.inner = create_loss("multi_similarity")
+
+    def forward(self, z, labels, pairs=None):
+        self._calls += 1
+        if self._calls == 4 and rank() == 1:
+            if self.how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise MemoryError("no room for the pairs")
+        return self.inner(z, labels, pairs)
+
+
+def failing(folder: Path, how: str) -> None:
+    begun = time.monotonic()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fit(data(), "plain", folder / how, width=2, dim=8, epochs=2, batch_size=10, per_class=2, loss=Fatal(how), progress=False)
+    except BaseException as error:
+        took = time.monotonic() - begun
+        print(f"{type(error).__name__} after {took:.0f} s: {error}", file=sys.stderr)
+        assert took < 60, "the others have waited"
+        sys.exit(3)
+
+
+def raise_task(folder: Path) -> None:
+    failing(folder, "raise")
+
+
+def kill_task(folder: Path) -> None:
+    failing(folder, "kill")
+
+
+def test_one_error_ends_all_processes_with_its_message(tmp_path):
+    raised = outcomes(start("raise", tmp_path, 3))
+    assert [code for code, _ in raised] == [3, 3, 3], raised
+    assert "MemoryError" in raised[1][1] and "no room for the pairs" in raised[1][1]
+    for other in (0, 2):
+        assert "ProcessFailed" in raised[other][1] and "process 1 of 3 failed: MemoryError: no room for the pairs" in raised[other][1]
+    killed = outcomes(start("kill", tmp_path, 2))
+    assert [code for code, _ in killed] == [3, -signal.SIGKILL], killed
+    assert "another process has ended without a word" in killed[0][1]
+
+
+# What cannot be shared
+
+
+class OwnNorm(nn.Module):
+    "A norm with statistics of its own."
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(1))
+        self.register_buffer("running_var", torch.ones(1))
+
+
+def norms_task(folder: Path) -> None:
+    with sharded():
+        check_norms(nn.Sequential(nn.BatchNorm2d(2), nn.InstanceNorm2d(2, track_running_stats=True), OwnNorm().eval()))
+        shared = convert_multi_norm(nn.Sequential(nn.BatchNorm2d(2)), share="statistics")
+        check_norms(shared)
+        check_norms(select_domain(shared, "multi"))
+        with pytest.raises(ValueError, match=r"^0 \(OwnNorm\) takes batch statistics in its own way"):
+            check_norms(nn.Sequential(OwnNorm()))
+        with pytest.raises(ValueError, match="keeps no running statistics"):
+            check_norms(nn.BatchNorm1d(2, track_running_stats=False))
+        with pytest.raises(ValueError, match="cannot be shared by 2 processes"):
+            training_step(nn.Flatten(), get_recipe("plain"), create_loss("multi_similarity"), None, torch.rand(1, 1, 2, 2), torch.zeros(1))
+    with pytest.raises(ValueError, match="were given different data or settings"), warnings.catch_warnings(), sharded():
+        warnings.simplefilter("ignore")
+        fit(data(), "plain", folder / "other", epochs=1 + distributed.get_rank(), progress=False)
+
+
+def test_what_several_processes_cannot_do_is_refused(tmp_path):
+    run_all("norms", tmp_path, 2)
+    check_norms(nn.Sequential(OwnNorm()))  # in one process everything goes
+    with sharded():
+        assert gather_rows(LABELS, 11) is LABELS
+
+
+# Through the launcher
+
+
+def test_the_command_works_through_accelerate_launch(tmp_path):
+    launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0 -m mdprop.cli"  # --cpu would start one process
+    options = "train --size 16 --recipe plain --epochs 1 --width 2 --dim 8 --batch-size 10 --per-class 2 --quiet --out run"
+    words = f"{launcher} {options}".split()
+    run = subprocess.run([sys.executable, *words], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("next: mdprop evaluate run") == 1, run.stdout
+    assert load(tmp_path / "run").config["processes"] == 2
+
+
+if __name__ == "__main__":
+    task, where, number, world = sys.argv[1:]
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=(Path(where) / f"store-{task}").as_uri(), rank=int(number), world_size=int(world))
+    try:
+        globals()[f"{task}_task"](Path(where))
+    except ProcessFailed as failed:
+        sys.exit(f"ProcessFailed: {failed}")

@@ -46,6 +46,8 @@ def train(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(args.store.removeprefix("file://")).parent / "run" if args.world > 1 else Path(folder)
         fit(images, args.recipe, out, watch=watch, **settings)
+    if args.world > 1:
+        distributed.destroy_process_group()
     if args.rank == 0:
         clocks = clocks[2 : args.steps + 3]  # from the end of the second step on; the first entry is "start"
         print(json.dumps([[b - a for a, b in pairwise(one)] for one in zip(*clocks, strict=True)]))

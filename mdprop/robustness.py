@@ -8,7 +8,7 @@ __all__ = ['ATTACKS', 'TEN', 'CURVES', 'SHIFTS', 'embed_attacked', 'evaluate', '
            'transfer_table', 'shift_images', 'evaluate_shifts', 'RobustnessReport', 'robustness_report',
            'robustness_gain']
 
-# %% ../nbs/09_robustness.ipynb #7dd0d3fc
+# %% ../nbs/09_robustness.ipynb #390229bd
 import hashlib
 import html
 import io
@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def embed_attacked(
         raise ValueError(f"{images.name} has no images: there is nothing to attack")
     return z
 
-# %% ../nbs/09_robustness.ipynb #f26bd27e
+# %% ../nbs/09_robustness.ipynb #ed41fa27
 ATTACKS = {"single": 1, "multi": 5}  # the paper's further input distributions, and their numbers of targets
 
 
@@ -84,18 +85,18 @@ def evaluate(
     """Retrieval (clean, and under single- and multi-targeted attacks) and density of `test`.
 
     Warns when test classes were seen in training, when there is only one, and when another set's results of the same `name` are replaced. The attacks
-    are white-box, through the domain that answers.
+    are white-box, through the domain that answers. A set with official queries and gallery (In-Shop) is searched by its protocol, any other leave-one-out.
     """
     owner, model = _opened(run, device, backbone)
     if owner:
         _warn_of_surprises(owner, test, name)
         domain = _known_domain(owner, domain)
     z = embed(model, test, domain, workers=workers)
-    found = retrieval_metrics(z, test.labels)
+    found, attacked = _by_protocol(z, test)
     for kind, targets in ATTACKS.items():
         attack = FeatureAttack(targets, eps, steps)
         queries = embed_attacked(model, test, attack, domain, seed=seed, workers=workers)
-        found[f"recall_at_1_{kind}"] = attacked_recall(queries, z, test.labels)
+        found[f"recall_at_1_{kind}"] = attacked(queries)
     found |= density_metrics(z, test.labels)
     if owner and rank() == 0:
         save_snapshot(owner.path, Snapshot(z.numpy(), test.labels.numpy(), test.class_names, test.keys, test.thumbnails(workers=workers), name))
@@ -103,7 +104,7 @@ def evaluate(
         write_json(owner.path / "results.json", owner.results | {name: dict(settings=facts, metrics=found)})
     return found
 
-# %% ../nbs/09_robustness.ipynb #0720af9a
+# %% ../nbs/09_robustness.ipynb #13efb44d
 def attacked_recall(
     queries: Tensor,  # (n, dim) unit embeddings of the attacked images
     z: Tensor,  # (n, dim) unit embeddings of the clean images, in the same order: the gallery
@@ -116,6 +117,15 @@ def attacked_recall(
     _, inverse, counts = torch.unique(labels, return_inverse=True, return_counts=True)
     asked = counts[inverse] > 1
     return (labels[top] == labels)[asked].float().mean().item()
+
+
+def _by_protocol(z: Tensor, test: ImageSet) -> tuple[dict[str, float], Callable[[Tensor], float]]:
+    "Clean retrieval, and Recall@1 of attacked rows: official queries in their gallery, where a set such as In-Shop has them; else each image among all others."
+    if not {"query", "gallery"} <= {*(test.roles or ())}:
+        return retrieval_metrics(z, test.labels), partial(attacked_recall, z=z, labels=test.labels)
+    q, g = test.query_gallery()
+    search: dict[str, Any] = dict(gallery=z[g], gallery_labels=test.labels[g])
+    return retrieval_metrics(z[q], test.labels[q], **search), lambda rows: retrieval_metrics(rows[q], test.labels[q], (1,), **search)["recall_at_1"]
 
 
 def _opened(run: Run | str | Path | nn.Module, device: str | torch.device | None, backbone: nn.Module | None) -> tuple[Run | None, nn.Module]:
@@ -1060,7 +1070,7 @@ def _recall_and_map(queries: Tensor, own: Tensor, z: Tensor, labels: Tensor, blo
     found = [torch.cat(parts).double().numpy() for parts in (recalls, precisions)]
     return [float(found[0].mean()), _error(found[0]), float(found[1].mean()), _error(found[1]), len(found[0])]
 
-# %% ../nbs/09_robustness.ipynb #cb680e44
+# %% ../nbs/09_robustness.ipynb #9ba3ede4
 @dataclass(frozen=True)
 class RobustnessReport:
     "All that `robustness_report` has found. It prints whole."
@@ -1165,7 +1175,7 @@ def _scores(study: _Study, ten: Robustness, bar: tqdm) -> pd.DataFrame:
     rows += [[row.attack, budget, "score", row.score, row.error, row.images] for row in ten.table.itertuples()]
     return pd.DataFrame(rows, columns=["distribution", "strength", "measure", "score", "error", "images"])
 
-# %% ../nbs/09_robustness.ipynb #a3ec2817
+# %% ../nbs/09_robustness.ipynb #29695418
 def robustness_gain(
     run: RobustnessReport | Run | str | Path,  # a report, or a run (or its folder) that holds one
     reference: RobustnessReport | Run | str | Path,  # the same of the run to compare with

@@ -345,3 +345,6 @@ if __name__ == "__main__":
         globals()[f"{task}_task"](Path(where))
     except ProcessFailed as failed:
         sys.exit(f"ProcessFailed: {failed}")
+    finally:
+        if distributed.is_initialized():  # a process that ends while gloo's threads run may abort
+            distributed.destroy_process_group()

@@ -8,9 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from mdprop.attacks import FeatureAttack
-from mdprop.data import glyphs
+from mdprop.data import ImageSet, glyphs
 from mdprop.model import Embedder, embed
 from mdprop.norm import convert_multi_norm, use_domain
+from mdprop.retrieval import retrieval_metrics
 from mdprop.robustness import attacked_recall, compare, embed_attacked, evaluate
 from mdprop.runs import RunError, load_tensors
 from mdprop.train import fit
@@ -127,6 +128,20 @@ def test_evaluate_measures_the_domain_the_checkpoint_and_the_targets_that_it_nam
     np.testing.assert_array_equal(run.snapshot("multi").z, embed(run.model(), test, "multi").numpy())
     assert not np.array_equal(run.snapshot("multi").z, best.numpy())
     assert attacks == [(k, 0.01, 3, domain) for domain in (None, "multi") for k in (1, 5)]
+
+
+def test_official_queries_search_their_gallery_alone():
+    data = glyphs(classes=8)
+    roles = ["query" if i % 3 == 0 else "gallery" for i in range(len(data))]
+    official = ImageSet(data.images, data.labels, data.class_names, data.keys, split="official", roles=roles)
+    model = Embedder("resnet10", 16, data.shape, width=4).eval()
+    found, z = evaluate(model, official, steps=2), embed(model, data)
+    asked = torch.arange(len(data)) % 3 == 0
+    expected = retrieval_metrics(z[asked], data.labels[asked], gallery=z[~asked], gallery_labels=data.labels[~asked])
+    assert {name: found[name] for name in expected} == expected != retrieval_metrics(z, data.labels)
+    moved = embed_attacked(model, data, FeatureAttack(5, 8 / 255, 2))
+    nearest = (moved[asked] @ z[~asked].T).argmax(1)
+    assert found["recall_at_1_multi"] == pytest.approx((data.labels[~asked][nearest] == data.labels[asked]).float().mean().item())
 
 
 def test_validation_classes_count_as_seen_and_names_stay_apart(runs, sets):

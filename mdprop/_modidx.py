@@ -1459,6 +1459,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mdprop.robustness._attack': ('robustness.html#_attack', 'mdprop/robustness.py'),
                                    'mdprop.robustness._bar': ('robustness.html#_bar', 'mdprop/robustness.py'),
                                    'mdprop.robustness._best_of': ('robustness.html#_best_of', 'mdprop/robustness.py'),
+                                   'mdprop.robustness._by_protocol': ('robustness.html#_by_protocol', 'mdprop/robustness.py'),
                                    'mdprop.robustness._cell': ('robustness.html#_cell', 'mdprop/robustness.py'),
                                    'mdprop.robustness._chance': ('robustness.html#_chance', 'mdprop/robustness.py'),
                                    'mdprop.robustness._check_shifts': ('robustness.html#_check_shifts', 'mdprop/robustness.py'),

@@ -175,7 +175,7 @@ def export_problems(root: Path) -> list[str]:
     "How the package differs from a fresh export of the notebooks; a module without a notebook is found too."
     with scratch_copy(root) as copy:
         for module in copy.glob("mdprop/**/*.py"):
-            if module.name != "__init__.py":
+            if module.name not in ("__init__.py", "__main__.py"):  # written by hand
                 module.unlink()
         if call(tool("nbdev-export"), cwd=copy):
             return ["nbdev-export failed"]
@@ -294,7 +294,11 @@ def pins(packages: list[dict]) -> list[str]:
 def demo(arguments: list[str]) -> int:
     "train plain and MDProp on the embedded data, compare them, write demo.html"
     set_up("lab")
-    return call(tool("mdprop"), "demo", *arguments)
+    status = call(tool("mdprop"), "demo", *arguments)
+    if status == 0:  # the shell does not know of .venv yet
+        activate = f"{VENV.name}\\Scripts\\activate" if os.name == "nt" else f"source {VENV.name}/bin/activate"
+        say(f"to go on:  {activate}    # once in each terminal; then: mdprop --help")
+    return status
 
 
 def test(arguments: list[str]) -> int:

@@ -74,7 +74,7 @@ dashboard
 """
 REPORT = """
 saved, output = dependency_state([dashboard.view], drop_defaults=False), dashboard._repr_mimebundle_()[0]
-state, _, buffers = _remove_buffers(dashboard.view.get_state())
+state, _, buffers = _remove_buffers(dashboard.view.get_state() | dashboard.view._data(dashboard.view.heavy))  # much data go by message, not in the state
 wire = len(json.dumps(state)) + sum(map(len, buffers))
 print(json.dumps([started, built, worked, arrived, len(dashboard.selection), len(json.dumps(saved)), len(json.dumps(output)), wire]))
 """

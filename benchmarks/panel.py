@@ -92,7 +92,8 @@ def weigh(value) -> int:
 def measure(browser, points: int, repeats: int, folder: Path) -> None:
     "Print one line for every action."
     view = dashboard(points)
-    sent = sum(weigh(v) for name, v in view.get_state().items() if not name.startswith("_"))
+    state = view.get_state() | {name: getattr(view, name) for name in view.heavy}  # much data go by message, not in the state
+    sent = sum(weigh(v) for name, v in state.items() if not name.startswith("_"))
     print(f"{points:,} points, {CLASSES} classes: {sent / 3e6:.2f} MB for each of three panels on the wire")
     path = save_html(view, folder / f"{points}.html")
     page = browser.new_page(viewport={"width": 1500, "height": 1100})

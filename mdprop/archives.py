@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_FILE_BYTES', 'MAX_MEMBERS', 'MAX_RATIO', 'PUBLISHED', 'MAX_DOWNLOAD_BYTES', 'ARCHIVES', 'STEPS', 'DataError',
            'MissingDataError', 'UnreadableFileError', 'BadArchiveError', 'ChecksumError', 'UnsafeArchiveError',
-           'DownloadError', 'FileSource', 'FileTree', 'open_tree', 'read_matlab', 'Published', 'check_archive',
-           'lock_file', 'download', 'fetch']
+           'DownloadError', 'FileSource', 'FileTree', 'open_tree', 'read_arrays', 'read_matlab', 'Published',
+           'check_archive', 'lock_file', 'download', 'fetch']
 
 # %% ../nbs/00a_archives.ipynb #2a62423f
 import bz2
@@ -369,6 +369,23 @@ def open_tree(
     with _tar(path) as archive:
         return _tree(path, [(name, None if member.isdir() else FileSource(str(path), name, member.offset_data, member.size, member.size))
                             for name, member in _tar_members(archive, path)])
+
+# %% ../nbs/00a_archives.ipynb #b6882af2
+def read_arrays(
+    path: str | os.PathLike,  # an .npz file
+    limit: int = 2**33,  # bytes that its arrays may have together: 8 GiB
+) -> dict[str, np.ndarray]:  # by name
+    "The arrays of a file that `np.savez` wrote. Raises `MissingDataError`, and `UnreadableFileError` for whatever is no such file."
+    path = Path(path)
+    if not path.is_file(): raise MissingDataError(f"{path} is not there")
+    try:
+        with zipfile.ZipFile(path) as packed: size = sum(info.file_size for info in packed.infolist())
+        if size > limit: raise ValueError(f"{size:,} bytes of arrays, the limit is {limit:,}")
+        with np.load(path, allow_pickle=False) as stored: found = {name: stored[name] for name in stored.files}
+        if not all(isinstance(array, np.ndarray) for array in found.values()): raise ValueError("some of its files are no arrays")
+        return found
+    except Exception as error:  # whatever the readers of Python and NumPy come up with
+        raise UnreadableFileError(f"{path}: cannot be read as arrays of NumPy ({error}); get or make it again") from error
 
 # %% ../nbs/00a_archives.ipynb #82bd115f
 _NUMBERS = {1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}  # MATLAB's types of stored numbers

@@ -361,7 +361,7 @@ class EmbeddingMemory:
         place = torch.arange(targets) % near.indices.shape[1]  # fewer embeddings than K: they come again
         return rows[torch.tensor(near.indices)[anchors][:, place].T.to(rows.device)]
 
-# %% ../nbs/05_attacks.ipynb #48b0ea8b
+# %% ../nbs/05_attacks.ipynb #2cf16b69
 @dataclass(frozen=True)
 class FeatureAttack:
     """Moves each image, inside a small ball, towards the embeddings of `targets` others (MDProp, 2211.16253, section 3), or by any other objective.
@@ -390,15 +390,16 @@ class FeatureAttack:
     bounds: str = "pixels"  # where pixels are cut off: [0, 1], or the extremes of the normalised "batch" (the authors' code)
 
     def __post_init__(self) -> None:
-        several = isinstance(self.eps, tuple)
+        radii = self.eps if isinstance(self.eps, tuple) else (self.eps,)
         for fine, wrong in (
             (self.targets >= 1 and self.steps >= 0 and self.restarts >= 1 and self.draws >= 1, "wants targets, restarts and draws >= 1, steps >= 0"),
-            (min(self.eps if isinstance(self.eps, tuple) else [self.eps]) >= 0, "wants eps >= 0"),
+            (min(radii) >= 0, "wants eps >= 0"),
+            (max(radii) <= 1 or self.norm != "linf" or self.units != "pixels", "pixels lie in [0, 1]: 8 of 255 is eps=8/255"),
             (0 <= self.random_start <= 1 and 0 <= self.momentum <= 1, "wants random_start and momentum in [0, 1]"),
             (self.policy in POLICIES, f"policies are {POLICIES}"),
             (callable(self.objective) or self.objective in OBJECTIVES, f"objectives are {sorted(OBJECTIVES)}, or a function of z and targets"),
             (self.norm in BALLS, f"norms are {sorted(BALLS)}"),
-            (self.norm == "linf" or not (several or self.units == "normalised"), "several eps, and normalised units, are for norm='linf'"),
+            (self.norm == "linf" or not (isinstance(self.eps, tuple) or self.units == "normalised"), "several eps, and normalised units, are for norm='linf'"),
             (self.units in ("pixels", "normalised") and self.bounds in ("pixels", "batch"), "units are 'pixels' or 'normalised', bounds 'pixels' or 'batch'"),
             (self.restarts == 1 or self.random_start > 0, "restarts want random_start > 0, otherwise all of them are the same"),
             (self.policy != "itself" or self.random_start > 0, "at the image itself the gradient is zero: give random_start > 0"),

@@ -75,7 +75,7 @@ def spread_evenly(
     offset = (total - 1) // 2
     return [i for i in range(total) if ((i + 1) * count + offset) // total > (i * count + offset) // total]
 
-# %% ../nbs/00_data.ipynb #fb3862b3
+# %% ../nbs/00_data.ipynb #aaf18d98
 ROLES = ("train", "test", "query", "gallery")  # what official lists say of an image
 
 class _Labelled(Dataset):
@@ -95,7 +95,9 @@ class _Labelled(Dataset):
     ):
         self.images, self.name, self.split_rule, self.about = images, name, split, about
         self.rows = torch.arange(images.shape[0]) if rows is None else rows
-        self.labels = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
+        if isinstance(images, Tensor) and images.dtype != torch.uint8:
+            raise ArrayError(f"{name}: images are {images.dtype}, not uint8 in 0..255; ImageSet.from_arrays takes both, and floats in [0, 1]")
+        self.labels = torch.as_tensor(_checked_labels(labels))
         self.class_names, self.keys = [str(c) for c in class_names], [str(k) for k in keys]
         self.groups = list(range(len(self.class_names))) if groups is None else [int(g) for g in groups]
         self.roles = None if roles is None else list(roles)
@@ -794,7 +796,7 @@ def image_folder(
     return _from_sources(found, tree.path, Decoder(size, channels, shorter), tree.path.name.split(".")[0] or "images", "first",
                          "The user's own images, one folder a class.")
 
-# %% ../nbs/00_data.ipynb #1fd76451
+# %% ../nbs/00_data.ipynb #52d3db19
 OMNIGLOT_PARTS = ("images_background", "images_evaluation", "images_background_small1", "images_background_small2")
 
 def omniglot(
@@ -802,7 +804,7 @@ def omniglot(
     size: int = 32,  # side in pixels, antialiased from 105
     verify: bool = False,  # compare the zips with the published checksums first
 ) -> ImageSet:  # 1 channel, dark ink on light paper
-    "Omniglot's characters; pools every part found in `root`."
+    "Omniglot's characters, of every part found in `root`. With both halves of the official split, evaluation tests; else every second class."
     root = Path(root).expanduser()
     named = [next((p for p in (root / part, root / f"{part}.zip") if p.exists()), None) for part in OMNIGLOT_PARTS]
     itself = root.is_file() or any(root.glob("*/character*"))
@@ -810,17 +812,21 @@ def omniglot(
     if verify:
         for path in paths: check_archive(path)
     found: dict[str, dict[str, FileSource]] = {}
+    roles: dict[str, str] = {}
     for path in paths:
         for name, source in open_tree(path).files.items():
             alphabet, character, file = ("", "", *name.split("/"))[-3:]
             if alphabet and character.startswith("character") and file.endswith(".png"):
-                found.setdefault(f"{alphabet}/{character}", {}).setdefault(f"{alphabet}/{character}/{file}", source)
+                key = f"{alphabet}/{character}/{file}"
+                found.setdefault(f"{alphabet}/{character}", {}).setdefault(key, source)
+                roles.setdefault(key, "test" if path.name.removesuffix(".zip") == "images_evaluation" else "train")
     if not found:
         raise MissingDataError(f"{root}: no Omniglot here (in {root.absolute()}: none of {', '.join(OMNIGLOT_PARTS)}, nor their .zip). "
                                "Download it: fetch('omniglot', folder), or the zips of https://github.com/brendenlake/omniglot/tree/master/python")
     ordered = {name: dict(sorted(found[name].items())) for name in sorted(found)}
     about = "Omniglot (Lake et al. 2015, MIT licence): handwritten characters."
-    return _from_sources(ordered, root, Decoder(size, 1), "omniglot", "alternate", about)
+    halves = {"images_background", "images_evaluation"} <= {path.name.removesuffix(".zip") for path in paths}
+    return _from_sources(ordered, root, Decoder(size, 1), "omniglot", "official" if halves else "alternate", about, roles if halves else None)
 
 # %% ../nbs/00_data.ipynb #45f3dd4f
 def cub200(

@@ -7,10 +7,8 @@ __all__ = ['DIRECTIONS', 'Direction', 'DensityStats', 'density_metrics', 'unifor
            'local_intrinsic_dimension', 'intrinsic_dimension', 'hubness', 'DistanceOverlap', 'distance_overlap',
            'class_density', 'class_pairs', 'DensityReport', 'density_report']
 
-# %% ../nbs/02_density.ipynb #5932968f
+# %% ../nbs/02_density.ipynb #004c9143
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log
@@ -23,6 +21,7 @@ import torch
 from scipy.special import bdtr, stdtrit
 from torch import distributed
 
+from .archives import read_arrays
 from .retrieval import Neighbours, as_embeddings, as_labels, nearest_neighbours
 
 # %% ../nbs/02_density.ipynb #d161a57d
@@ -169,7 +168,7 @@ def _checked(
         raise ValueError("labels must rise, counts be positive, sums and gram be finite: these arrays are damaged")
     return known
 
-# %% ../nbs/02_density.ipynb #947ff8e5
+# %% ../nbs/02_density.ipynb #a3d17f90
 _Stats = TypeVar("_Stats", bound="_SharedMoments")
 
 
@@ -224,11 +223,9 @@ class _SharedMoments(_ClassMoments):
         path: str | Path, # a file written by `save`
     ) -> _Stats:
         "Read what `save` wrote. `ValueError` for anything else, `FileNotFoundError` where there is nothing."
-        try:
-            with np.load(path) as stored:
-                return cls.from_arrays({name: stored[name] for name in stored.files})
+        try: return cls.from_arrays(read_arrays(path))
         except FileNotFoundError: raise
-        except (ValueError, TypeError, AttributeError, EOFError, OSError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise ValueError(f"{path} holds no density statistics ({error}): give a file that DensityStats.save wrote") from error
 
 # %% ../nbs/02_density.ipynb #608173a9

@@ -7,8 +7,9 @@ __all__ = ['Start', 'GridError', 'Evaluation', 'measure', 'create_recipe', 'Cell
            'train_cell', 'machine_facts', 'epochs_in_time', 'append_row', 'read_rows', 'holm', 'half_interval',
            'paired_test', 'summary_table', 'GridResults', 'CellError', 'run_job', 'plan_grid', 'run_grid']
 
-# %% ../nbs/09a_grid.ipynb #edb02de4
+# %% ../nbs/09a_grid.ipynb #4da63e33
 import _thread
+import copy
 import difflib
 import hashlib
 import inspect
@@ -48,8 +49,8 @@ from torch import nn
 from . import needs_extra
 from .attacks import FeatureAttack
 from .data import SOURCES, ImageSet, glyphs, open_data, spread_evenly
-from .model import embed
-from .norm import domains_of, interpolate_domains
+from .model import device_of, embed
+from .norm import DomainGate, domains_of, interpolate_domains
 from .recipes import RECIPES, Recipe, get_recipe
 from .retrieval import clustering_metrics
 from .robustness import ATTACKS, TEN, attacked_recall, embed_attacked, ers, evaluate, evaluate_shifts
@@ -62,7 +63,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-# %% ../nbs/09a_grid.ipynb #aa9ed340
+# %% ../nbs/09a_grid.ipynb #6316ccb0
 class GridError(ValueError):
     "A grid file says something impossible, or its results cannot be read."
 
@@ -72,9 +73,10 @@ class Evaluation:
     "The section [evaluate] of a grid file."
 
     sets: tuple[str, ...] = ("valid", "test")  # measure on these classes
-    eps: tuple[float, ...] = (8 / 255,)  # radii of single- and multi-targeted attacks, in pixels of [0, 1]: Recall@1 under each, white-box
+    eps: tuple[float, ...] = (8 / 255,)  # radii of single- and multi-targeted attacks, in pixels of [0, 1]: Recall@1 under each, white-box (on valid the first)
     steps: int = 10  # gradient steps of these attacks
-    answers: tuple[str, ...] = ()  # further domains that answer, or "mean" (all domains, interpolated): each is measured in full; a recipe without it is not
+    attacked: int = 0  # images of a set that are attacked, spread evenly over it; 0: all
+    answers: tuple[str, ...] = ()  # further domains that answer, "mean" (all, interpolated) or "gate" (each image's own): measured too where a recipe has them
     clustering: bool = True  # NMI, AMI and F1 of k-means
     shifts: int = 0  # test images to shift (noise, blur, ...): mean Recall@1 over five severities; 0: none
     ers: int = 0  # test images to attack in the ten ways of ERS; 0: none
@@ -85,12 +87,13 @@ class Evaluation:
         for fine, wanted in (
             (self.sets and set(self.sets) <= {"valid", "test"}, "sets: some of 'valid', 'test'"),
             (all(0 < eps <= 1 for eps in self.eps), "eps: radii in pixels of [0, 1], such as '8/255'"),
-            (min(self.steps, self.ers_steps) >= 1 and min(self.shifts, self.ers) >= 0, "steps, ers_steps of 1 or more, shifts and ers of 0 or more"),
+            (min(self.steps, self.ers_steps) >= 1, "steps, ers_steps of 1 or more"),
+            (min(self.shifts, self.ers, self.attacked) >= 0, "shifts, ers and attacked of 0 or more"),
         ):
             if not fine:
                 raise ValueError(f"[evaluate] wants {wanted}, got {self}")
 
-# %% ../nbs/09a_grid.ipynb #6718c8e1
+# %% ../nbs/09a_grid.ipynb #95655d9b
 def _evaluation(given: dict[str, Any]) -> Evaluation:
     "From JSON or TOML."
     settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
@@ -106,44 +109,57 @@ def measure(
     "All measures of a run. The embeddings of the test set are kept in its folder."
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = run.model().to(device)
-    found: dict[str, float] = {}
+    answers, found = _answers(run, model, sets, evaluation), dict[str, float]()
     for name in evaluation.sets:
         if name not in sets:  # nothing was held out for validation
             continue
-        for answer, (subject, domain) in _answers(run, model, evaluation).items():
+        for answer, (subject, domain) in answers.items():
             of_run = name == "test" and not answer
-            measures = _measures(run if of_run else subject, subject, domain, sets[name], evaluation, device)
+            measures = _measures(run if of_run else subject, subject, domain, sets[name], evaluation, device, name == "test")
             if name == "test":
                 measures |= _reported(subject, domain, sets[name], evaluation)
             found |= {f"{name}_{key}{answer}": value for key, value in measures.items()}
     return found
 
 
-def _answers(run: Run, model: nn.Module, evaluation: Evaluation) -> dict[str, tuple[nn.Module, str | None]]:
+def _answers(run: Run, model: nn.Module, sets: dict[str, ImageSet], evaluation: Evaluation) -> dict[str, tuple[nn.Module, str | None]]:
     "What is added to a measure's name -> the model and its domain that answer."
     found: dict[str, tuple[nn.Module, str | None]] = {"": (model, None)}
     domains = domains_of(model) if len(run.config["domains"]) > 1 else ()
     for answer in evaluation.answers:
         if answer == "mean" and domains:
             found["_through_mean"] = (interpolate_domains(model, dict.fromkeys(domains, 1 / len(domains))).eval(), None)
+        elif answer == "gate" and len(domains) > 1 and {*domains[1:]} <= ATTACKS.keys() and "valid" in sets:
+            found["_through_gate"] = (_gated(model, domains, sets["valid"], evaluation), None)
         elif answer in domains[1:]:
             found[f"_through_{answer}"] = (model, answer)
     return found
 
-# %% ../nbs/09a_grid.ipynb #99dc73ab
+
+def _gated(model: nn.Module, domains: Sequence[str], valid: ImageSet, evaluation: Evaluation, count: int = 256) -> nn.Module:
+    "A gate that has learned on validation images to tell clean ones from those attacked through each of the other domains."
+    rows = spread_evenly(min(count, len(valid)), len(valid))
+    clean = valid.batch(rows)[0].to(device_of(model))
+    generator = torch.Generator().manual_seed(evaluation.seed)
+    eps = evaluation.eps[0] if evaluation.eps else 0.0
+    moved = {domain: FeatureAttack(ATTACKS[domain], eps, evaluation.steps)(model, clean, domain=domain, generator=generator) for domain in domains[1:]}
+    return DomainGate(copy.deepcopy(model).eval()).to(clean.device).eval().calibrate({domains[0]: clean, **moved})
+
+# %% ../nbs/09a_grid.ipynb #4b5729ec
 def _measures(
-    subject: Run | nn.Module, model: nn.Module, domain: str | None, images: ImageSet, evaluation: Evaluation, device: str | torch.device
+    subject: Run | nn.Module, model: nn.Module, domain: str | None, images: ImageSet, evaluation: Evaluation, device: str | torch.device, further: bool
 ) -> dict[str, float]:
     "Clean and attacked retrieval, density, clustering."
-    first, *further = evaluation.eps or (0.0,)
-    found = evaluate(subject, images, first, evaluation.steps if first else 0, domain, device=device, seed=evaluation.seed)
+    first, *others = evaluation.eps or (0.0,)
+    asked = spread_evenly(min(evaluation.attacked or len(images), len(images)), len(images))
+    found = evaluate(subject, images, first, evaluation.steps if first else 0, domain, device=device, seed=evaluation.seed, attacked=len(asked))
     kinds = {kind: found.pop(f"recall_at_1_{kind}") for kind in ATTACKS}
     if first:
         found |= {_under(kind, first): value for kind, value in kinds.items()}
-    z = embed(model, images, domain)
-    for eps, (kind, targets) in itertools.product(further, ATTACKS.items()):
-        queries = embed_attacked(model, images, FeatureAttack(targets, eps, evaluation.steps), domain, seed=evaluation.seed)
-        found[_under(kind, eps)] = attacked_recall(queries, z, images.labels)
+    z, victims = embed(model, images, domain), images.subset(asked)
+    for eps, (kind, targets) in itertools.product(others if further else (), ATTACKS.items()):
+        queries = embed_attacked(model, victims, FeatureAttack(targets, eps, evaluation.steps), domain, seed=evaluation.seed)
+        found[_under(kind, eps)] = attacked_recall(queries, z, images.labels, torch.tensor(asked))
     if evaluation.clustering:
         found |= clustering_metrics(z, images.labels)
     return found
@@ -211,9 +227,9 @@ def _decisive(value: Any) -> Any:
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(_decisive(value), sort_keys=True).encode()).hexdigest()[:8]
 
-# %% ../nbs/09a_grid.ipynb #d2f3cfbf
+# %% ../nbs/09a_grid.ipynb #4dbb83fb
 _MODEL = {name: p.default for name, p in inspect.signature(fit).parameters.items() if name in ("backbone", "dim", "width", "pretrained")}
-_DATA = dict(source="glyphs", size=None, classes=None, test=0.5, valid=0.2)
+_DATA = dict(source="glyphs", size=None, classes=None, test=None, valid=0.2)
 
 
 @dataclass(frozen=True)
@@ -224,11 +240,12 @@ class Cell:
     seed: int
     recipe: str  # a name in `RECIPES`
     options: dict[str, Any]  # for `create_recipe`
-    data: dict[str, Any]  # source, size, classes (so many of them; None: all), test (share of the classes), valid (share of the training classes)
+    data: dict[str, Any]  # source, size, classes (so many; None: all), test (share of the classes; None: official ones, or half), valid (of those for training)
     model: dict[str, Any]  # backbone, dim, width, pretrained
     training: dict[str, Any]  # fields of `Training`
     group: dict[str, Any]  # what the cells that it may be compared with have in common: source, and every setting that the file gives a list for
     time_of: "Cell | None" = None  # it trains for as long as this one, not for as many epochs
+    evaluation: Evaluation = Evaluation()  # what is measured then: decides the row of results, not the run
 
     @property
     def key(self) -> str:
@@ -268,9 +285,14 @@ def source_label(
 def _label(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
-# %% ../nbs/09a_grid.ipynb #d8df8dcb
+
+def _radius(value: Any) -> str:
+    "In pixels of 0 to 255, as radii are spoken of."
+    return f"{255 * value:g}/255" if isinstance(value, int | float) else _label(value)
+
+# %% ../nbs/09a_grid.ipynb #0b8519bb
 _SECTIONS = ("data", "model", "training")
-_ROW = ("name", "recipe", "options", "seeds", "time_of", *_SECTIONS)
+_ROW = ("name", "recipe", "options", "seeds", "time_of", "evaluate", *_SECTIONS)
 
 
 def _product(file: dict[str, dict[str, Any]], row: dict[str, dict[str, Any]]) -> Iterator[tuple[dict[str, dict[str, Any]], dict[str, Any]]]:
@@ -309,7 +331,7 @@ def _seeds(given: int | list[int]) -> list[int]:
         raise GridError(f"seeds = {given} must be how many, or a list of different numbers from 0")
     return seeds
 
-# %% ../nbs/09a_grid.ipynb #b44f6a66
+# %% ../nbs/09a_grid.ipynb #60ef58ee
 class Grid:
     "The cells of a grid file, checked."
 
@@ -319,15 +341,15 @@ class Grid:
         name: str = "grid",  # of its folder
     ):
         file = _numbers(file)
-        _known("the file", file, ("name", "reference", "recipe", "seeds", "row", "evaluate", *_SECTIONS))
+        _known("the file", file, ("name", "reference", "results", "recipe", "seeds", "row", "evaluate", *_SECTIONS))
         self.name: str = file.get("name", name)
-        _known("[evaluate]", file.get("evaluate", {}), [field.name for field in fields(Evaluation)])
-        self.evaluation = _evaluation(file.get("evaluate", {}))
+        self._results: str | None = file.get("results")
         recipes = file.get("recipe", [])
         rows = [dict(recipe=recipe) for recipe in ([recipes] if isinstance(recipes, str) else recipes)] + file.get("row", [])
         if not rows:
             raise GridError('the grid has no row: give recipe = ["plain", "mdprop"], or [[row]] tables')
-        self.cells = list(_cells({section: file.get(section, {}) for section in _SECTIONS}, rows, _seeds(file.get("seeds", 1))))
+        sections = {section: file.get(section, {}) for section in _SECTIONS}
+        self.cells = list(_cells(sections, rows, _seeds(file.get("seeds", 1)), file.get("evaluate", {})))
         names = list(dict.fromkeys(cell.row for cell in self.cells))
         self.reference: str = file.get("reference", "plain" if "plain" in names else names[0])
         if self.reference not in names:
@@ -341,20 +363,37 @@ class Grid:
         "Read and check a file. Raises `GridError` with the place of a mistake, before anything is trained."
         path = Path(path)
         try:
-            return cls(tomllib.loads(path.read_text(encoding="utf-8")), path.stem)
+            grid = cls(tomllib.loads(path.read_text(encoding="utf-8")), path.stem)
         except FileNotFoundError:
             raise GridError(f"{path} does not exist: give the path of a grid file") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise GridError(f"{path} is not TOML: {error}") from error
         except (ValueError, TypeError) as error:
             raise GridError(f"{path}: {error}") from error
+        if grid._results is not None:
+            grid._results = str(path.parent / grid._results)
+        return grid
+
+    def results_file(
+        self,
+        out: str | Path,  # the grid's folder
+    ) -> Path:
+        "Where its rows stand: results.jsonl in that folder, or what the file calls `results`, beside the file."
+        return Path(out) / "results.jsonl" if self._results is None else Path(self._results)
+
+    def smoke(self) -> "Grid":
+        "Every row once, with a tiny network on tiny glyphs: whether a long plan will run, in seconds a row. Its results mean nothing."
+        tiny = Grid({"row": [{"recipe": "plain"}]}, f"{self.name}-smoke")
+        found = {(cell.row, json.dumps(cell.group)): cell for cell in map(_tiny, self.cells)}
+        tiny.cells, tiny.reference = list(found.values()), self.reference
+        return tiny
 
     def __repr__(self) -> str:
         rows = dict.fromkeys(cell.row for cell in self.cells)
         groups = {json.dumps(cell.group) for cell in self.cells}
         return f"Grid({self.name}: {len(self.cells)} runs, {len(rows)} rows in {len(groups)} groups, reference {self.reference!r})"
 
-# %% ../nbs/09a_grid.ipynb #729aef02
+# %% ../nbs/09a_grid.ipynb #d0245558
 def _known(place: str, given: dict[str, Any], known: Sequence[str]) -> None:
     if not isinstance(given, dict):
         raise GridError(f"{place} must be a table, got {given!r}")
@@ -363,21 +402,34 @@ def _known(place: str, given: dict[str, Any], known: Sequence[str]) -> None:
             raise GridError(f"{place} has no setting {name!r}{_meant(name, known)}")
 
 
-def _cells(sections: dict[str, dict[str, Any]], rows: list[dict[str, Any]], seeds: list[int]) -> Iterator[Cell]:
+def _tiny(cell: Cell) -> Cell:
+    "The same recipe and loss on next to nothing."
+    looked = cell.evaluation
+    few: dict[str, Any] = dict(attacked=8, steps=1, shifts=min(looked.shifts, 8), ers=min(looked.ers, 4), ers_steps=1)
+    kept = {key: cell.training[key] for key in ("loss", "loss_options", "miner", "miner_options") if key in cell.training}
+    return replace(
+        cell, seed=0, data=dict(source="glyphs", size=16, classes=12, valid=0.34), model=dict(width=4, dim=8), group=cell.group | dict(source="glyphs"),
+        training=kept | dict(epochs=1, batch_size=16), time_of=cell.time_of and _tiny(cell.time_of), evaluation=replace(looked, **few),
+    )  # fmt: skip
+
+
+def _cells(sections: dict[str, dict[str, Any]], rows: list[dict[str, Any]], seeds: list[int], evaluate: dict[str, Any]) -> Iterator[Cell]:
     "Seed by seed, so that a grid that is not finished can be compared already."
     found: dict[str, Cell] = {}
     axes = [key for section in _SECTIONS for key, value in sections[section].items() if isinstance(value, list)]
     for row in rows:
         _known("a row", row, _ROW)
         own = {section: row.get(section, {}) for section in ("options", *_SECTIONS)}
+        looked = evaluate | row.get("evaluate", {})
+        _known("[evaluate]", looked, [field.name for field in fields(Evaluation)])
         for settings, taken in _product({"options": {}, **sections}, own):
             flat = {key: value for section in _SECTIONS for key, value in settings[section].items()}
             group = {"source": source_label(flat.get("source", "glyphs")), **{key: flat[key] for key in axes if key != "source"}}
             name = row.get("name", row.get("recipe", ""))
             told = taken if "name" in row else settings["options"] | taken
-            name = " ".join([name, *(f"{key}={_label(value)}" for key, value in told.items() if key not in group)])
+            name = " ".join([name, *(f"{key}={_radius(value) if key == 'eps' else _label(value)}" for key, value in told.items() if key not in group)])
             for seed in _seeds(row["seeds"]) if "seeds" in row else seeds:
-                parts: dict[str, Any] = {**settings, "group": group}
+                parts: dict[str, Any] = {**settings, "group": group, "evaluation": _evaluation(looked)}
                 cell = Cell(name, seed, row.get("recipe", ""), **parts)
                 _check(cell)
                 if "time_of" in row:
@@ -415,7 +467,7 @@ def _check(cell: Cell) -> None:
     except (ValueError, TypeError) as error:
         raise GridError(f"{place}{error}") from error
 
-# %% ../nbs/09a_grid.ipynb #66993cb9
+# %% ../nbs/09a_grid.ipynb #331dc18c
 def open_sets(
     cell: Cell,  # whose data are wanted
 ) -> dict[str, ImageSet]:  # "train", "test" and, unless its share is 0, "valid": class-disjoint
@@ -437,7 +489,6 @@ def open_sets(
 def train_cell(
     cell: Cell,  # what to train
     folder: str | Path,  # the run folder; one that was interrupted goes on
-    evaluation: Evaluation = Evaluation(),  # what to measure then
     epochs: int | None = None,  # instead of the cell's own, where it trains by time
     device: str | None = None,  # None: a GPU if there is one
 ) -> dict[str, Any]:  # a row of results, as JSON
@@ -447,12 +498,12 @@ def train_cell(
     settings = {field.name: getattr(cell.settings(), field.name) for field in fields(Training)} | ({} if epochs is None else {"epochs": epochs})
     run = fit(sets["train"], recipe, folder, valid=sets.get("valid"), device=device, progress=False, watch=_tell, **cell.model, **settings)
     started = time.perf_counter()
-    measures = measure(run, sets, evaluation, device)
+    measures = measure(run, sets, cell.evaluation, device)
     history, epochs = run.metrics, run.config["training"]["epochs"]
     if "recall_at_1" in history:
         measures["valid_recall_at_1_last"] = float(history["recall_at_1"].iloc[-1])
     return dict(
-        name=cell.name, evaluation=_digest(evaluation), status="done", row=cell.row, group=cell.group, seed=cell.seed, recipe=cell.recipe,
+        name=cell.name, evaluation=_digest(cell.evaluation), status="done", row=cell.row, group=cell.group, seed=cell.seed, recipe=cell.recipe,
         options=cell.options, data={**cell.data, "source": cell.group["source"], "fingerprint": run.config["data"]["fingerprint"]}, model=cell.model,
         training=cell.training | {"epochs": epochs}, time_of=cell.time_of.row if cell.time_of else None,
         measures={key: value if math.isfinite(value) else None for key, value in measures.items()},
@@ -697,24 +748,26 @@ def _cell(line: pd.Series, measure: str) -> str:
         return text
     return f"{text} ({scale * line['gain']:+.{digits}f}" + ("" if math.isnan(line["p_holm"]) else f", p {line['p_holm']:.2g}") + ")"
 
-# %% ../nbs/09a_grid.ipynb #7a2c665e
+# %% ../nbs/09a_grid.ipynb #019494ff
 class CellError(RuntimeError):
     "A cell failed; what it printed is in its log."
 
 
 def run_job(
-    job: dict[str, Any],  # cell, folder, evaluation (None: time it instead), epochs, device, threads, answer (the file for what comes out), as JSON
+    job: dict[str, Any],  # cell, folder, timing (instead of training), epochs, device, threads, answer (the file for what comes out), as JSON
 ) -> dict[str, Any]:  # of `train_cell` or `epochs_in_time`
     "What a worker does, wherever it is."
-    cell = Cell(**{**job["cell"], "time_of": Cell(**job["cell"]["time_of"]) if job["cell"]["time_of"] else None})
+    cell = _restored(job["cell"])
     if job["threads"]:
         torch.set_num_threads(job["threads"])
-    if job["evaluation"] is None:
-        answer = epochs_in_time(cell, device=job["device"])
-    else:
-        answer = train_cell(cell, job["folder"], _evaluation(job["evaluation"]), job["epochs"], job["device"])
+    answer = epochs_in_time(cell, device=job["device"]) if job["timing"] else train_cell(cell, job["folder"], job["epochs"], job["device"])
     write_json(Path(job["answer"]), answer)
     return answer
+
+
+def _restored(given: dict[str, Any]) -> Cell:
+    "From JSON."
+    return Cell(**{**given, "evaluation": _evaluation(given["evaluation"]), "time_of": _restored(given["time_of"]) if given["time_of"] else None})
 
 
 def _worker() -> None:
@@ -849,7 +902,7 @@ def _cluster(address: str, workers: int | None, threads: int, gpus: int) -> Iter
         if ours:
             ray.shutdown()
 
-# %% ../nbs/09a_grid.ipynb #02a503c2
+# %% ../nbs/09a_grid.ipynb #4d8c96bd
 def plan_grid(
     grid: Grid,
     out: str | Path,  # its folder
@@ -857,21 +910,20 @@ def plan_grid(
 ) -> list[tuple[Cell, str]]:  # each with "finished", "interrupted", "new" or "failed", in the order in which they are run
     "What is there and what is left to do."
     out = Path(out)
-    rows = read_rows(out) if (out / "results.jsonl").is_file() else []
-    states = {(row["name"], row["evaluation"]): "finished" if row["status"] == "done" else "failed" for row in rows}
+    states = {(row["name"], row["evaluation"]): "finished" if row["status"] == "done" else "failed" for row in _rows(grid, out)}
 
     def state(cell: Cell) -> str:
         begun = "interrupted" if (out / "runs" / cell.name / "config.json").is_file() else "new"
-        return states.get((cell.name, _digest(grid.evaluation)), begun)
+        return states.get((cell.name, _digest(cell.evaluation)), begun)
 
     chosen = [cell for cell in grid.cells if not only or any(fnmatch(cell.name, f"*{pattern}*") for pattern in only)]
     order = ("finished", "interrupted", "new", "failed")
     return sorted(((cell, state(cell)) for cell in chosen), key=lambda pair: order.index(pair[1]))
 
-# %% ../nbs/09a_grid.ipynb #99c69d70
+# %% ../nbs/09a_grid.ipynb #e8af3fed
 def run_grid(
     grid: Grid | str | Path,  # a grid, or its file
-    out: str | Path | None = None,  # folder for results.jsonl, runs and logs; None: runs/NAME
+    out: str | Path | None = None,  # folder for results.jsonl (see `Grid.results_file`), runs and logs; None: runs/NAME
     workers: int | None = None,  # cells at a time. None: 1, on a cluster as many as fit; 0: in this process (a crash of a cell is one of the grid)
     ray: str | None = None,  # a Ray cluster instead of processes here: "local", "auto" or an address (extra `ray`)
     only: Sequence[str] = (),  # shell patterns: only cells whose name holds one of them
@@ -934,24 +986,29 @@ def _place(workers: int | None, ray: str | None, threads: int | None, device: st
     pinned = threads or int(os.environ.get("OMP_NUM_THREADS") or 0) or max(1, (os.cpu_count() or 1) // (workers or 1))
     return _processes(workers or 1, pinned), pinned
 
-# %% ../nbs/09a_grid.ipynb #c656f186
+# %% ../nbs/09a_grid.ipynb #003f04de
 def _collect(grid: Grid, folder: Path) -> None:
     "Rows of cells that finished when nobody was there any more to write them down."
     for cell, state in plan_grid(grid, folder):
         answer = folder / "runs" / cell.name / "grid.json"
         if state != "finished" and answer.is_file():
             row = json.loads(answer.read_text(encoding="utf-8"))
-            if row["evaluation"] == _digest(grid.evaluation):
-                append_row(folder / "results.jsonl", row)
+            if row["evaluation"] == _digest(cell.evaluation):
+                append_row(grid.results_file(folder), row)
+
+
+def _rows(grid: Grid, folder: Path) -> list[dict[str, Any]]:
+    "All rows that are there, other cells' too."
+    path = grid.results_file(folder)
+    return read_rows(path) if path.is_file() else []
 
 
 def _results(grid: Grid, folder: Path) -> GridResults:
     "The rows of this grid's cells: the folder may hold others, of an earlier version of the file."
-    ours = {(cell.name, _digest(grid.evaluation)) for cell in grid.cells}
-    rows = read_rows(folder) if (folder / "results.jsonl").is_file() else []
-    return GridResults([row for row in rows if (row["name"], row["evaluation"]) in ours], grid.reference)
+    ours = {(cell.name, _digest(cell.evaluation)) for cell in grid.cells}
+    return GridResults([row for row in _rows(grid, folder) if (row["name"], row["evaluation"]) in ours], grid.reference)
 
-# %% ../nbs/09a_grid.ipynb #7d96ba54
+# %% ../nbs/09a_grid.ipynb #5b6b0cd0
 class _Runner:
     "Gives out cells and writes down what comes back."
 
@@ -973,7 +1030,7 @@ class _Runner:
                 cell = waiting.popleft()
                 try:
                     epochs = self.epochs(cell, submit)
-                    job = self.job(cell, f"runs/{cell.name}/grid.json", evaluation=asdict(self.grid.evaluation), epochs=epochs)
+                    job = self.job(cell, f"runs/{cell.name}/grid.json", timing=False, epochs=epochs)
                     running[submit(job)] = cell
                 except CellError as error:
                     self.note(cell, _failed(error), number := number + 1, len(todo))
@@ -990,7 +1047,7 @@ class _Runner:
         answer = self.folder / "times" / f"{replace(cell, seed=0).key}.json"
         if not answer.is_file():
             self.say(f"timing {cell.row!r} beside {cell.time_of.row!r}")
-            found = submit(self.job(cell, f"times/{answer.name}", evaluation=None, epochs=None)).result()
+            found = submit(self.job(cell, f"times/{answer.name}", timing=True, epochs=None)).result()
             write_json(answer, found)  # again, where the worker's folder is another one
         return json.loads(answer.read_text(encoding="utf-8"))["epochs"]
 
@@ -1003,12 +1060,12 @@ class _Runner:
             score = row["measures"].get("test_recall_at_1")
             self.say(f"{about}: {row['seconds']['training']:.0f} s" + ("" if score is None else f", test Recall@1 {score:.1%}"))
         elif isinstance(error, CellError):
-            row = dict(name=cell.name, evaluation=_digest(self.grid.evaluation), status="failed", row=cell.row, group=cell.group, seed=cell.seed,
+            row = dict(name=cell.name, evaluation=_digest(cell.evaluation), status="failed", row=cell.row, group=cell.group, seed=cell.seed,
                        error=str(error), finished=_now())  # fmt: skip
             self.say(f"{about}: FAILED, {error}\n    see {self.folder / 'logs' / cell.name}.txt")
         else:
             raise error
-        append_row(self.folder / "results.jsonl", row)
+        append_row(self.grid.results_file(self.folder), row)
 
 # %% ../nbs/09a_grid.ipynb #0558c87c
 def _failed(error: CellError) -> Future:

@@ -41,16 +41,20 @@ function nameSliders(root) {
   return sliders.every((slider) => slider.querySelector("[role='slider'][aria-label]"));
 }
 
-/** The widget: it shows nothing, keeps the trait `theme`, and names the sliders that stand beside it as soon as they are there. */
+const ARROW = `url("data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'%3E%3Cpath d='M5 7l4 4 4-4' fill='none' stroke='%23ddd' stroke-width='1.6'/%3E%3C/svg%3E")`;
+
+/** The widget: it shows nothing, keeps the trait `theme`, and, as soon as they are there, names the sliders beside it and gives drop-down lists on a dark page an arrow that can be seen (ipywidgets' is dark on either). */
 export const ground = {
   render({ model, el }) {
     el.hidden = true;
-    let looks = 0;
+    let looks = 0, theme = "";
+    const drawArrows = () => el.parentElement?.style.setProperty("--jp-widgets-dropdown-arrow", theme === "dark" ? ARROW : "");
     const named = setInterval(() => {
       looks += el.isConnected;
+      if (looks === 1) drawArrows();
       if (el.isConnected && nameSliders(el.parentElement) && looks > 10) clearInterval(named);
     }, 200);
-    const unwatch = watchGround(el.parentElement || el, (theme) => { model.set("theme", theme); model.save_changes(); });
+    const unwatch = watchGround(el.parentElement || el, (now) => { theme = now; drawArrows(); model.set("theme", theme); model.save_changes(); });
     return () => { clearInterval(named); unwatch(); };
   },
 };

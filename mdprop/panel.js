@@ -304,6 +304,7 @@ const THEMES = {
 };
 const number = new Intl.NumberFormat("en");
 const plural = (n, one, many = one + "s") => `${number.format(n)} ${n === 1 ? one : many}`;
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 const short = (v) => (Math.abs(v) >= 1e4 ? number.format(Math.round(v)) : String(+v.toPrecision(3))).replace("-", "−");
 /** A log2 ratio in words: "2.8x denser". */
 export function ratioWords(log2) {
@@ -311,7 +312,7 @@ export function ratioWords(log2) {
   return times < 1.05 ? "as dense as before" : `${times < 9.95 ? times.toFixed(1) : Math.round(times)}× ${log2 > 0 ? "denser" : "thinner"}`;
 }
 const still = matchMedia("(prefers-reduced-motion: reduce)");
-let views = 0;
+const views = (globalThis.mdpropViews ??= { made: 0 });  // of all dashboards in the page, each of which loads this module for itself: ids and names of radio buttons must differ
 
 /** A DOM element; `text` is always set by textContent. */
 function h(tag, { text, on, ...attributes } = {}, ...children) {
@@ -405,7 +406,7 @@ function scale(title, colours, words, note = "") {
 
 /** A small chart: axes with units, lines that differ in colour and dash, values under the pointer or the arrow keys. */
 export function chart({ title, x_label, y_label, log_y, note, series }, colours) {
-  const W = 300, H = 176, left = 44, right = 8, top = 8, bottom = 34, drawn = series.map((s) => ({ ...s, x: typed(Float32Array, s.x), y: typed(Float32Array, s.y) })).filter((s) => s.x.length);
+  const W = 300, H = 176, right = 8, top = 8, bottom = 34, drawn = series.map((s) => ({ ...s, x: typed(Float32Array, s.x), y: typed(Float32Array, s.y) })).filter((s) => s.x.length);
   const figure = h("figure", { class: "mdp-chart" }, h("figcaption", { text: title }));
   if (!drawn.length) { figure.append(h("p", { class: "mdp-empty", text: note || "Nothing to show." })); return figure; }
   const finite = (name) => drawn.flatMap((s) => [...s[name]]).filter((v) => Number.isFinite(v) && (name === "x" || !log_y || v > 0));
@@ -414,9 +415,10 @@ export function chart({ title, x_label, y_label, log_y, note, series }, colours)
   if (!(x1 > x0)) { x0 -= 0.5; x1 += 0.5; }
   if (log_y) { y0 = Math.log10(y0); y1 = Math.log10(y1); } else if (y0 > 0 && y0 < 0.6 * y1) y0 = 0;
   if (!(y1 > y0)) { y0 -= 0.5; y1 += 0.5; }
+  const yTicks = log_y ? ticks(Math.ceil(y0), Math.floor(y1), 3).filter(Number.isInteger).map((k) => 10 ** k) : ticks(y0, y1, 3);
+  const left = Math.max(44, 22 + 6 * Math.max(0, ...yTicks.map((t) => short(t).length)));  // the longest number does not run into the label
   const px = (x) => left + ((x - x0) / (x1 - x0)) * (W - left - right), py = (y) => H - bottom - (((log_y ? Math.log10(y) : y) - y0) / (y1 - y0)) * (H - top - bottom);
   const svg = g("svg", { viewBox: `0 0 ${W} ${H}`, class: "mdp-chart-svg", role: "img", tabindex: 0, "aria-label": `${title}. ${drawn.map((s) => s.name).join(", ")}. Arrow keys read the values.` });
-  const yTicks = log_y ? ticks(Math.ceil(y0), Math.floor(y1), 3).filter(Number.isInteger).map((k) => 10 ** k) : ticks(y0, y1, 3);
   for (const t of yTicks) svg.append(g("line", { class: "mdp-grid", x1: left, x2: W - right, y1: py(t), y2: py(t) }), g("text", { class: "mdp-tick", x: left - 5, y: py(t) + 3.5, "text-anchor": "end", text: short(t) }));
   for (const t of ticks(x0, x1, 4)) svg.append(g("text", { class: "mdp-tick", x: px(t), y: H - bottom + 13, "text-anchor": "middle", text: short(t) }));
   svg.append(g("line", { class: "mdp-axis", x1: left, x2: W - right, y1: H - bottom, y2: H - bottom }), g("text", { class: "mdp-label", x: (left + W - right) / 2, y: H - 4, "text-anchor": "middle", text: x_label }),
@@ -478,7 +480,7 @@ class View {
   constructor(model, host) {
     this.model = model;
     this.live = typeof model.send === "function";  // a kernel answers; an exported page has none
-    this.id = `mdp${++views}`;
+    this.id = `mdp${++views.made}`;
     this.undo = [];
     this.morph = 1;
     this.pictures = new Map();  // larger images that the kernel has sent
@@ -1680,7 +1682,7 @@ class View {
     const classes = this.selectedClasses(), top = classes.slice(0, 3).map((c) => `${this.names[c]} ${number.format(this.tally[c])}`).join(", "), rest = classes.length - 3;
     const mean = ({ sides }, side) => { let sum = 0, count = 0; for (const i of this.chosen) if (!Number.isNaN(sides[side][i])) { sum += sides[side][i]; count++; } return sum / count; };
     const density = this.values.density, means = density ? [0, 1].map((side) => mean(density, side)) : [];
-    const words = means.length && means.every(Number.isFinite) ? ` ${density.label} on average ${short(means[0])} before, ${short(means[1])} after.` : "";
+    const words = means.length && means.every(Number.isFinite) ? ` ${capital(density.label)} on average ${short(means[0])} before, ${short(means[1])} after.` : "";
     const part = this.total > this.n, stand = part ? ` (they stand for about ${number.format(Number(((n / this.n) * this.total).toPrecision(2)))} of ${number.format(this.total)})` : "";
     return `${number.format(n)} of ${plural(this.n, part ? "drawn image" : "image")} selected${stand}, from ${plural(classes.length, "class", "classes")}${this.names.length > 1 ? ` (${top}${rest > 0 ? ` and ${number.format(rest)} more` : ""})` : ""}.${words}`;
   }
@@ -1712,7 +1714,7 @@ class View {
       const [low, high] = density.whole, count = some ? this.chosen.length : this.n, bins = Math.max(10, Math.min(40, Math.round(1.4 * Math.sqrt(count))));
       const line = (side, keep, name, more) => ({ ...histogram(density.sides[side], keep, low, high, bins), name, side: side ? "after" : "before", dash: !side, style: "step", ...more });
       const all = [line(0, this.visible, some ? "all before" : "before", { faint: some }), line(1, this.visible, some ? "all after" : "after", { faint: some })];
-      specs.push({ title: density.label, x_label: density.unit ? `${density.label}, ${density.unit}` : density.label, y_label: "% of images", series: some ? [...all, line(0, this.selected, "selected before", { strong: true }), line(1, this.selected, "selected after", { strong: true })] : all });
+      specs.push({ title: capital(density.label), x_label: density.unit ? `${density.label}, ${density.unit}` : density.label, y_label: "% of images", series: some ? [...all, line(0, this.selected, "selected before", { strong: true }), line(1, this.selected, "selected after", { strong: true })] : all });
     }
     const sent = this.get("charts") || [], about = this.get("charts_for") || "";
     this.charts.replaceChildren(...[...specs, ...sent].map((spec) => chart(spec, { before, after, series: [point, ...this.palette] })));
@@ -1887,7 +1889,7 @@ class View {
   }
 }
 
-function render({ model, el }) {
+function drawView({ model, el }) {
   let view = new View(model, el), waiting = false;
   const again = () => {  // several of these traits may change together: once is enough
     if (waiting) return;
@@ -1898,6 +1900,8 @@ function render({ model, el }) {
   for (const name of whole) model.on(`change:${name}`, again);
   return () => { for (const name of whole) model.off(`change:${name}`, again); view.destroy(); };
 }
+
+function render(place) { return drawWhole(place, drawView); }
 
 // ---------------------------------------------------------------- the exported page
 

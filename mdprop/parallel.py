@@ -7,7 +7,7 @@ __all__ = ['ProcessFailed', 'processes', 'rank', 'sharded', 'own_rows', 'split_r
            'from_first', 'sum_gradients', 'shared_batch_norm', 'synchronised_norms', 'norms_are_synchronised',
            'check_norms', 'own_random_numbers']
 
-# %% ../nbs/02a_parallel.ipynb #8903b2ef
+# %% ../nbs/02a_parallel.ipynb #44067b1d
 import atexit
 import hashlib
 import os
@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import accumulate
 from typing import Any
 
@@ -48,7 +49,7 @@ def rank() -> int:
     "The number of this process, from 0. The first one alone writes files, shows bars and warns."
     return _world.rank
 
-# %% ../nbs/02a_parallel.ipynb #01de3a2d
+# %% ../nbs/02a_parallel.ipynb #692549a0
 @contextmanager
 def sharded() -> Iterator[None]:
     """Inside the block `fit`, `embed`, `evaluate`, attacks and all that is built on them share their work among the processes. Nests.
@@ -75,14 +76,31 @@ def _connected() -> bool:
     "Whether there are several processes; connects those that a launcher has started."
     if not distributed.is_available():
         return False
-    if not distributed.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if not distributed.is_initialized() and _started() > 1:
         from accelerate import PartialState  # takes a second to import
 
-        PartialState()
+        PartialState(cpu=not torch.cuda.is_available())
         if not distributed.is_initialized():
             raise ProcessFailed("the processes were separated by an earlier error: start all of them again")
         atexit.register(_hang_up)
     return distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+_STARTED = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # set by torchrun and accelerate, and by kinds of MPI
+
+
+def _started() -> int:
+    "How many processes a launcher has started."
+    count = max(int(os.environ.get(name, "1")) for name in _STARTED)
+    if count == 1 and {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= {*os.environ}:  # accelerate sets the one for each process, the other for several
+        _warn_of_one_process()
+    return count
+
+
+@cache
+def _warn_of_one_process() -> None:
+    remedy = "without as many GPUs start several by `torchrun --nproc_per_node 2 -m mdprop.cli ...`"
+    warnings.warn(f"accelerate launch has started one process, which does the work of all: {remedy}", stacklevel=2)
 
 # %% ../nbs/02a_parallel.ipynb #255f2876
 _FAILED = "mdprop_failed"  # where the first error is written

@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'Progress', 'procrustes', 'Layouts', 'fit_layouts', 'commo
            'rerun_layout', 'trustworthiness', 'picture_window', 'picture_histogram', 'picture_density',
            'blur_histogram']
 
-# %% ../nbs/10_project.ipynb #b5c124a1
+# %% ../nbs/10_project.ipynb #f1b52485
 import hashlib
 import json
 import os
@@ -15,7 +15,6 @@ import sys
 import tempfile
 import threading
 import warnings
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache as once
@@ -29,6 +28,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from . import needs_extra
+from .archives import read_arrays
 
 # %% ../nbs/10_project.ipynb #34f228a5
 Layout = NDArray[np.float32]
@@ -314,7 +314,7 @@ def _bend(space: _Space, near: _Drawn | None, dense: bool, seed: int, epochs: in
     turn = _fit_turn(near.xy.astype(np.float64), xy.astype(np.float64), steps=10)
     return (xy @ turn.matrix + turn.shift).astype(np.float32)
 
-# %% ../nbs/10_project.ipynb #c1a9b59a
+# %% ../nbs/10_project.ipynb #f35a277f
 Cache = str | Path | None
 
 
@@ -340,15 +340,14 @@ def _recall(folder: Path, key: str, n: int) -> Layout | None:
     "The layout that is kept under `key`, if there is one and it is sound."
     path = folder / f"{key}.npz"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            xy = file["xy"]
+        xy = read_arrays(path)["xy"]
         if xy.shape != (n, 2) or xy.dtype != np.float32 or not np.isfinite(xy).all():
             raise ValueError(f"{xy.dtype}{xy.shape} instead of finite float32({n}, 2)")
         os.utime(path)  # used now: goes last
         return xy
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError) as error:
         warnings.warn(f"the kept layout {path} cannot be read ({error}): it is computed again", stacklevel=2)
         return None
 

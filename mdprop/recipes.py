@@ -50,7 +50,7 @@ class Branch:
         "Forward passes over the clean batch that the attack takes."
         return 0.0 if self.attack is None else (self.rows[1] - self.rows[0]) * self.attack.cost
 
-# %% ../nbs/06_recipes.ipynb #255a7f55
+# %% ../nbs/06_recipes.ipynb #9e4cb0c8
 Triples = tuple[Tensor, Tensor, Tensor]  # rows of anchors, positives and negatives
 
 
@@ -118,7 +118,7 @@ class Recipe:
     joint: bool = True  # one loss over the embeddings of all branches; False: one for each branch, summed by their weights
     norms: str = "train"  # "train", or "frozen": batch norms keep their statistics (scale and shift still train), for pretrained backbones
     warmup: float = 0.0  # share of the training in which eps rises from 0 to its value
-    share: str | None = None  # what the norms of all domains have in common: None, "statistics" or "affine" (see convert_multi_norm)
+    share: str | None = None  # what all domains have in common: None, "statistics" or "affine" (see convert_multi_norm), or "all": one norm for every branch
 
     def __post_init__(self) -> None:
         if not self.branches:
@@ -127,10 +127,12 @@ class Recipe:
             raise ValueError(f"recipe {self.name!r} gives branches weights, but has one joint loss: set joint=False, or leave the weights out")
         if self.joint and len({isinstance(branch.attack, TripletAttack) for branch in self.branches}) > 1:
             raise ValueError(f"recipe {self.name!r} mixes triplets with other branches, which one joint loss cannot judge: set joint=False")
-        if self.share not in (None, "statistics", "affine"):
-            raise ValueError(f"recipe {self.name!r}: share={self.share!r} must be None, 'statistics' or 'affine'")
+        if self.share not in (None, "statistics", "affine", "all"):
+            raise ValueError(f"recipe {self.name!r}: share={self.share!r} must be None, 'statistics', 'affine' or 'all'")
         if self.norms not in ("train", "frozen") or not 0 <= self.warmup <= 1:
             raise ValueError(f"recipe {self.name!r}: norms={self.norms!r} must be 'train' or 'frozen', warmup={self.warmup} a share in [0, 1]")
+        if self.share == "all":
+            object.__setattr__(self, "branches", tuple(replace(branch, domain=self.branches[0].domain) for branch in self.branches))
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -155,7 +157,7 @@ class Recipe:
         taken = [(images[branch.take(len(images))], labels[branch.take(len(images))]) for branch in self.branches]
         for branch, (x, _) in zip(self.branches, taken, strict=True):
             if not len(x):
-                raise ValueError(f"a batch of {len(images)} leaves no row for branch {branch}: take a larger batch")
+                raise ValueError(f"a batch of {len(images)} leaves no row for branch {branch.domain!r} with rows={branch.rows}: take a larger batch")
         moved = self._moved(model, taken, generator, scale)
         order = sorted(range(len(moved)), key=lambda i: self.domains.index(self.branches[i].domain))
         sizes, segments, at = dict.fromkeys(self.domains, 0), [], 0
@@ -190,8 +192,9 @@ class Recipe:
     def describe(self) -> str:
         "The branches in words, one a line, the cost and the source."
         losses = "one loss over all rows" if self.joint else "one loss for each branch"
-        frozen = ("; norms frozen" if self.norms == "frozen" else "") + (f"; {self.share} shared by all domains" if self.share else "")
-        lines = [f"{self.name}: domains {', '.join(self.domains)}; {losses}{frozen}"]
+        shared = f"; {self.share} shared by all domains" if self.share and len(self.domains) > 1 else ""
+        frozen = "; norms frozen" if self.norms == "frozen" else ""
+        lines = [f"{self.name}: domains {', '.join(self.domains)}; {losses}{frozen}{shared}"]
         for branch in self.branches:
             weight = "" if self.joint else f", weight {branch.weight:g}"
             lines.append(f"  rows {branch.rows[0]:.0%}-{branch.rows[1]:.0%} -> {_in_words(branch.attack)} -> norm '{branch.domain}'{weight}")
@@ -266,13 +269,13 @@ def multi_only(
     attacked = Branch("multi", FeatureAttack(targets, eps, steps, own_forward=True))
     return Recipe("multi_only", (Branch(), attacked), source="MDProp (2211.16253), without its single-targeted half")
 
-# %% ../nbs/06_recipes.ipynb #8f65c7c8
+# %% ../nbs/06_recipes.ipynb #9207e497
 def mdprop(
     eps: float = 8 / 255,  # radius of the attacks, in pixels of [0, 1]
     steps: int = 1,  # gradient steps of the attacks
     targets: int = 5,  # K of the multi-targeted half
     policy: str = "random",  # whom both attacks aim at, see `mdprop.attacks.choose_targets`
-    share: str | None = None,  # what the three norms have in common: None, "statistics" or "affine"
+    share: str | None = None,  # what the three norms have in common: None, "statistics", "affine" or "all"
 ) -> Recipe:
     "MDProp: all images clean, half of them single-targeted, half multi-targeted, each kind through a norm of its own."
     single, multi = (FeatureAttack(k, eps, steps, policy=policy, own_forward=True) for k in (1, targets))

@@ -44,7 +44,7 @@ def as_embeddings(
         raise ValueError(f"row {row} of the embeddings has length {length:.4g}, not 1: pass normalize=True to compare directions alone")
     return rows / lengths
 
-# %% ../nbs/01_retrieval.ipynb #ea3bf57d
+# %% ../nbs/01_retrieval.ipynb #55d11e7e
 def as_labels(
     labels: torch.Tensor | np.ndarray | Sequence[int], # (n,) whole numbers, one for each row
     n: int, # the number of rows that they belong to
@@ -54,7 +54,8 @@ def as_labels(
     if values.shape != (n,):
         raise ValueError(f"labels of shape {values.shape} for {n} embeddings: give one label for each row, shape ({n},)")
     if values.dtype.kind not in "iu":
-        raise ValueError(f"labels of type {values.dtype}: give integers, e.g. numpy.unique(labels, return_inverse=True)[1]")
+        first = f", such as {values.tolist()[0]!r}" if n else ""
+        raise ValueError(f"labels of type {values.dtype}{first}: give integers, e.g. numpy.unique(labels, return_inverse=True)[1]")
     return values.astype(np.int64)
 
 # %% ../nbs/01_retrieval.ipynb #dc201723

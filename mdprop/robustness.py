@@ -8,7 +8,7 @@ __all__ = ['ATTACKS', 'TEN', 'CURVES', 'SHIFTS', 'embed_attacked', 'evaluate', '
            'transfer_table', 'shift_images', 'evaluate_shifts', 'RobustnessReport', 'robustness_report',
            'robustness_gain']
 
-# %% ../nbs/09_robustness.ipynb #390229bd
+# %% ../nbs/09_robustness.ipynb #2af865b0
 import hashlib
 import html
 import io
@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import mdprop
+from .archives import read_arrays
 from .attacks import FeatureAttack, LinfBall
-from .data import ImageSet
+from .data import ImageSet, spread_evenly
 from .density import DIRECTIONS, density_metrics
 from .model import answering, device_of, embed, evaluating
 from .norm import DomainGate, MultiNorm, domains_of
@@ -41,7 +41,7 @@ from .parallel import check_equal, gather_rows, own_rows, processes, rank
 from .retrieval import nearest_neighbours, retrieval_metrics
 from .runs import Run, RunError, Snapshot, load, replacing, save_snapshot, write_json
 
-# %% ../nbs/09_robustness.ipynb #938f3b59
+# %% ../nbs/09_robustness.ipynb #db6d0957
 def embed_attacked(
     model: nn.Module,  # maps pixels (n, c, h, w) to unit embeddings; left exactly as it was
     images: ImageSet,  # what to attack and embed
@@ -56,8 +56,8 @@ def embed_attacked(
     order = torch.randperm(len(images), generator=generator)
     z: Tensor | None = None
     batches = [part.tolist() for part in order.tensor_split(-(-len(order) // batch_size))]  # even parts: no image is left with itself as target
-    for raw, _, rows in images.loader(batches=batches, workers=workers):
-        moved = attack(model, raw.to(device).float() / 255, domain=domain, generator=generator)
+    for raw, labels, rows in images.loader(batches=batches, workers=workers):
+        moved = attack(model, raw.to(device).float() / 255, labels, domain, generator)
         with evaluating(model), answering(model, domain), torch.no_grad():
             part = model(moved).float().cpu()
         z = part.new_empty(len(images), part.shape[1]) if z is None else z
@@ -66,7 +66,7 @@ def embed_attacked(
         raise ValueError(f"{images.name} has no images: there is nothing to attack")
     return z
 
-# %% ../nbs/09_robustness.ipynb #ed41fa27
+# %% ../nbs/09_robustness.ipynb #87126c6c
 ATTACKS = {"single": 1, "multi": 5}  # the paper's further input distributions, and their numbers of targets
 
 
@@ -81,6 +81,7 @@ def evaluate(
     seed: int = 0,  # of the attacks
     workers: int = 0,  # processes that decode images
     backbone: nn.Module | None = None,  # for a run that was trained with a module of your own: one like it
+    attacked: int = 0,  # queries that are attacked, spread evenly over the set; 0: all
 ) -> dict[str, float]:  # recall_at_1, ..., map_at_r, recall_at_1_single, recall_at_1_multi, pi_intra, ..., rho
     """Retrieval (clean, and under single- and multi-targeted attacks) and density of `test`.
 
@@ -92,40 +93,51 @@ def evaluate(
         _warn_of_surprises(owner, test, name)
         domain = _known_domain(owner, domain)
     z = embed(model, test, domain, workers=workers)
-    found, attacked = _by_protocol(z, test)
+    found, rows, recall = _by_protocol(z, test)
+    rows = rows[spread_evenly(min(attacked or len(rows), len(rows)), len(rows))]
+    victims = test if len(rows) == len(test) else test.subset(rows)
     for kind, targets in ATTACKS.items():
-        attack = FeatureAttack(targets, eps, steps)
-        queries = embed_attacked(model, test, attack, domain, seed=seed, workers=workers)
-        found[f"recall_at_1_{kind}"] = attacked(queries)
+        queries = embed_attacked(model, victims, FeatureAttack(targets, eps, steps), domain, seed=seed, workers=workers)
+        found[f"recall_at_1_{kind}"] = recall(queries, rows)
     found |= density_metrics(z, test.labels)
     if owner and rank() == 0:
         save_snapshot(owner.path, Snapshot(z.numpy(), test.labels.numpy(), test.class_names, test.keys, test.thumbnails(workers=workers), name))
-        facts = dict(data=test.name, fingerprint=test.fingerprint, eps=eps, steps=steps, domain=domain, seed=seed)
+        facts = dict(data=test.name, fingerprint=test.fingerprint, eps=eps, steps=steps, domain=domain, seed=seed, attacked=len(rows))
         write_json(owner.path / "results.json", owner.results | {name: dict(settings=facts, metrics=found)})
     return found
 
-# %% ../nbs/09_robustness.ipynb #13efb44d
+# %% ../nbs/09_robustness.ipynb #acdc0e98
 def attacked_recall(
-    queries: Tensor,  # (n, dim) unit embeddings of the attacked images
-    z: Tensor,  # (n, dim) unit embeddings of the clean images, in the same order: the gallery
+    queries: Tensor,  # (q, dim) unit embeddings of the attacked images
+    z: Tensor,  # (n, dim) unit embeddings of the clean images: the gallery
     labels: Tensor,  # (n,)
+    rows: Tensor | None = None,  # (q,) which of the images the queries are; None: all, in their order
 ) -> float:  # share in 0..1
     "Recall@1 of attacked queries among the clean images, the query's own clean image left out; queries of one-image classes do not count."
+    own = torch.arange(len(z)) if rows is None else rows
     nearest = torch.tensor(nearest_neighbours(queries, 2, gallery=z).indices)
-    own = torch.arange(len(z))
     top = torch.where(nearest[:, 0] == own, nearest[:, 1], nearest[:, 0])
     _, inverse, counts = torch.unique(labels, return_inverse=True, return_counts=True)
-    asked = counts[inverse] > 1
-    return (labels[top] == labels)[asked].float().mean().item()
+    asked = counts[inverse[own]] > 1
+    return (labels[top] == labels[own])[asked].float().mean().item()
 
 
-def _by_protocol(z: Tensor, test: ImageSet) -> tuple[dict[str, float], Callable[[Tensor], float]]:
-    "Clean retrieval, and Recall@1 of attacked rows: official queries in their gallery, where a set such as In-Shop has them; else each image among all others."
-    if not {"query", "gallery"} <= {*(test.roles or ())}:
-        return retrieval_metrics(z, test.labels), partial(attacked_recall, z=z, labels=test.labels)
+def _by_protocol(z: Tensor, test: ImageSet) -> tuple[dict[str, float], Tensor, Callable[[Tensor, Tensor], float]]:
+    """Clean retrieval; which rows are queries; and Recall@1 of attacked rows (their embeddings, which rows they are).
+
+    Official queries are searched in their gallery, where a set such as In-Shop has them; else each image among all others.
+    """
+    if not _has_protocol(test):
+        return retrieval_metrics(z, test.labels), torch.arange(len(z)), lambda queries, rows: attacked_recall(queries, z, test.labels, rows)
     q, g = test.query_gallery()
     search: dict[str, Any] = dict(gallery=z[g], gallery_labels=test.labels[g])
-    return retrieval_metrics(z[q], test.labels[q], **search), lambda rows: retrieval_metrics(rows[q], test.labels[q], (1,), **search)["recall_at_1"]
+    found = retrieval_metrics(z[q], test.labels[q], **search)
+    return found, q, lambda queries, rows: retrieval_metrics(queries, test.labels[rows], (1,), **search)["recall_at_1"]
+
+
+def _has_protocol(test: ImageSet) -> bool:
+    "Whether the set says which images are queries, and which they search."
+    return {"query", "gallery"} <= {*(test.roles or ())}
 
 
 def _opened(run: Run | str | Path | nn.Module, device: str | torch.device | None, backbone: nn.Module | None) -> tuple[Run | None, nn.Module]:
@@ -541,7 +553,7 @@ class _Through:
         "On the device of the model."
         return Cases(self.gallery, *(tensor.to(self.gallery.device) for tensor in (test.labels, own, partner)))
 
-# %% ../nbs/09_robustness.ipynb #dcd84904
+# %% ../nbs/09_robustness.ipynb #44e0bd65
 @dataclass(frozen=True)
 class _Study:
     "Who is attacked, on which images, with which budget, and where results are kept: what all measurements have in common."
@@ -583,15 +595,16 @@ class _Study:
 
 
 def _subset(test: ImageSet, size: int | None, seed: int) -> Tensor:
-    "Rows of the images that are attacked, in rising order."
-    return torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))[:size].sort().values
+    "Rows of the images that are attacked, in rising order: of the official queries, where the set has them."
+    rows = test.query_gallery()[0] if _has_protocol(test) else torch.arange(len(test))
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:size]].sort().values
 
 
 def _moving(attacks: Sequence[str]) -> list[str]:
     "Those of the ten whose searches are needed."
     return list(dict.fromkeys(TEN[name].shares or name for name in attacks))
 
-# %% ../nbs/09_robustness.ipynb #e9583656
+# %% ../nbs/09_robustness.ipynb #26efeb16
 @dataclass
 class _Kept:
     "Outcomes so far, on the disk where there is a folder."
@@ -609,12 +622,23 @@ class _Kept:
         values = np.full((count, len(settings["attacks"])), np.nan)
         kept = cls(values, torch.zeros(count, dtype=torch.bool), path, z.numpy(), text)
         if path and path.is_file():
-            with np.load(path) as old:
-                if old["sample"].shape == kept.sample.shape and np.allclose(old["sample"], kept.sample, atol=1e-4):
-                    values[:] = old["values"]
-                    kept.finished = torch.from_numpy(old["finished"])
+            kept.take_up(path)
         check_equal(str(kept.finished.nonzero()[:, 0].tolist()), "results to go on from (the folder must be on storage that all of them see)")
         return kept
+
+    def take_up(self, path: Path) -> None:
+        "What an earlier call has found, unless its model was another, or its file is damaged."
+        try:
+            old = read_arrays(path)
+            sample, values, finished = old["sample"], old["values"], old["finished"]
+            if values.shape != self.values.shape or finished.shape != self.finished.shape or finished.dtype != bool or values.dtype != np.float64:
+                raise ValueError(f"outcomes {values.dtype}{values.shape} instead of float64{self.values.shape}")
+            same = sample.shape == self.sample.shape and np.allclose(sample, self.sample, atol=1e-4)
+        except (ValueError, KeyError, TypeError) as error:
+            warnings.warn(f"{path} is damaged ({error}): these images are attacked again", stacklevel=2)
+            return
+        if same:
+            self.values[:], self.finished = values, torch.from_numpy(finished)
 
     def add(self, rows: Tensor, values: np.ndarray) -> None:
         "The outcomes (rows, attacks) of some images."
@@ -752,7 +776,7 @@ def _bar(progress: bool | tqdm, what: str, total: int, left: int | None = None) 
         with tqdm(total=left, unit=" steps", unit_scale=True, desc=what, disable=not progress or rank() > 0) as bar:
             yield bar
 
-# %% ../nbs/09_robustness.ipynb #32acffc0
+# %% ../nbs/09_robustness.ipynb #8859bebc
 def square_attack(
     objective: Callable[[Tensor], Tensor],  # images (n, c, h, w) -> what to minimise (n,); only its values are used
     x: Tensor,  # (n, c, h, w) clean images
@@ -760,27 +784,28 @@ def square_attack(
     queries: int = 300,  # evaluations of the objective
     share: float = 0.8,  # of the image that the first squares cover
     seed: int = 0,
+    rows: Tensor | None = None,  # (n,) places in the set, from which the random numbers follow; None: 0 to n-1
 ) -> tuple[Tensor, Tensor]:  # the best images, and their values (n,)
-    "Square Attack (Andriushchenko et al., 2020, 1912.00049) in L-inf, on any objective."
-    generator, (n, channels, height, width) = torch.Generator().manual_seed(seed), x.shape
-
-    def signs(*shape: int) -> Tensor:
-        return (2.0 * torch.randint(0, 2, shape, generator=generator) - 1).to(x)
-
+    "Square Attack (Andriushchenko et al., 2020, 1912.00049) in L-inf, on any objective. What an image becomes does not depend on the others."
+    _, channels, height, width = x.shape
+    drawn = _drawn(torch.rand, x.new_empty(len(x), channels * width + max(0, queries - 1) * (channels + 2)),
+                   torch.arange(len(x)) if rows is None else rows, 11, seed)  # fmt: skip
+    stripes, squares = drawn.split([channels * width, drawn.shape[1] - channels * width], dim=1)
+    wide = (slice(None), None, None, None)
     with torch.no_grad():
-        best = (x + eps * signs(n, channels, 1, width)).clamp(0, 1)  # vertical stripes
+        best = (x + eps * (stripes - 0.5).sign().view(-1, channels, 1, width)).clamp(0, 1)  # vertical stripes
         value = objective(best)
-        rows, columns = torch.arange(height, device=x.device)[:, None], torch.arange(width, device=x.device)
-        for k in range(queries - 1):
+        down, across = torch.arange(height, device=x.device)[:, None], torch.arange(width, device=x.device)
+        for k, numbers in enumerate(squares.split(channels + 2, dim=1) if queries > 1 else ()):
             halvings = sum(10_000 * (k + 1) / queries > at for at in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000))
             side = min(height, width, max(1, round((share / 2**halvings * height * width) ** 0.5)))
-            top = torch.randint(0, height - side + 1, (n, 1, 1, 1), generator=generator).to(x.device)
-            left = torch.randint(0, width - side + 1, (n, 1, 1, 1), generator=generator).to(x.device)
-            inside = (rows >= top) & (rows < top + side) & (columns >= left) & (columns < left + side)
-            tried = torch.where(inside, (x + eps * signs(n, channels, 1, 1)).clamp(0, 1), best)
+            top, left = ((number * (length - side + 1)).floor()[wide] for number, length in zip(numbers.T, (height, width), strict=False))
+            inside = (down >= top) & (down < top + side) & (across >= left) & (across < left + side)
+            sign = (numbers[:, 2:, None, None] - 0.5).sign()
+            tried = torch.where(inside, (x + eps * sign).clamp(0, 1), best)
             found = objective(tried)
             better = found < value
-            best, value = torch.where(better[:, None, None, None], tried, best), torch.where(better, found, value)
+            best, value = torch.where(better[wide], tried, best), torch.where(better, found, value)
     return best, value
 
 # %% ../nbs/09_robustness.ipynb #a5d1804e
@@ -808,22 +833,23 @@ def _warn_of_masking(signs: list[str]) -> None:
 _LARGE = 0.5  # an eps at which everything must break
 _FLOOR = 10.0  # the score above which a model does not count as broken there (or half of its clean score, if that is less)
 
-# %% ../nbs/09_robustness.ipynb #5e1f2664
+# %% ../nbs/09_robustness.ipynb #2257b731
 def _searches(study: _Study, attack: str, queries: int, bar: tqdm) -> pd.DataFrame:
     "Every way to search: value of the objective and score; the signs in attrs."
     test, through, own, judged = study.test, study.through, study.own, TEN[attack]
     partner = _partners(through.z, test.labels, own, [attack], study.search.seed)[attack]
     values: dict[str, list[Tensor]] = {}
     outcomes: dict[str, list[Tensor]] = {}
-    for rows in torch.arange(len(own)).split(min(64, study.batch_size)):
+    for together in torch.arange(len(own)).split(min(64, study.batch_size) * processes()):
+        rows = together[own_rows(len(together))]  # this process's
         x = test.batch(own[rows].tolist())[0].to(device_of(through.model))
         cases = judged.prepare(through.cases(test, own[rows], partner[rows]))
         with through.open() as model:
             for way, moved in _ways(model, x, judged, cases, study.search, queries):
                 z = through.answer(moved)
-                values.setdefault(way, []).append(judged.loss(z, cases))
-                outcomes.setdefault(way, []).append(judged.outcome(z, cases))
-        bar.update(_cost_of_searches(study, queries) * len(rows) // len(own))
+                values.setdefault(way, []).append(gather_rows(judged.loss(z, cases), len(together)))
+                outcomes.setdefault(way, []).append(gather_rows(judged.outcome(z, cases), len(together)))
+        bar.update(_cost_of_searches(study, queries) * len(together) // len(own))
     value = {way: torch.cat(parts).double().cpu() for way, parts in values.items()}
     score = {way: min(100.0, max(0.0, judged.score(float(torch.cat(parts).nanmean())))) for way, parts in outcomes.items()}
     table = pd.DataFrame({"search": list(value), "objective": [float(v.mean()) for v in value.values()], "score": list(score.values())})
@@ -834,7 +860,7 @@ def _searches(study: _Study, attack: str, queries: int, bar: tqdm) -> pd.DataFra
 def _cost_of_searches(study: _Study, queries: int) -> int:
     return len(study.own) * (3 * study.search.steps + 1 + (queries + 10) // 2)  # a forward pass alone counts half
 
-# %% ../nbs/09_robustness.ipynb #76d19e6f
+# %% ../nbs/09_robustness.ipynb #59f890ad
 def _ways(model: nn.Module, x: Tensor, judged: Attack, cases: Cases, search: _Search, queries: int) -> Iterator[tuple[str, Tensor]]:
     "Every way to search, and the images that it finds."
 
@@ -848,7 +874,7 @@ def _ways(model: nn.Module, x: Tensor, judged: Attack, cases: Cases, search: _Se
     yield "random", _best_of([x + search.eps * _noise(x, cases.own, k, search.seed) for k in range(1, 11)], objective)
     yield "one step", gradient(steps=1, step_size=search.eps)
     yield "gradient", gradient()
-    yield "square", square_attack(objective, x, search.eps, queries, seed=search.seed)[0]
+    yield "square", square_attack(objective, x, search.eps, queries, seed=search.seed, rows=cases.own)[0]
     yield "large eps", gradient(eps=_LARGE, steps=2 * search.steps, step_size=max(search.step_size, _LARGE / max(1, search.steps)))
 
 
@@ -1023,17 +1049,17 @@ def _jpeg(image: Tensor, quality: int) -> Tensor:
         decoded.append(torch.from_numpy(np.array(Image.open(file))))
     return (decoded[0].permute(2, 0, 1) if len(image) == 3 else torch.stack(decoded)).float() / 255
 
-# %% ../nbs/09_robustness.ipynb #4bfdf1cd
+# %% ../nbs/09_robustness.ipynb #058d08c3
 def evaluate_shifts(
     run: Run | str | Path | nn.Module,  # a run, its folder, or a model that gives unit embeddings
-    test: ImageSet,  # classes that training has not seen; all of it, clean, is the gallery
+    test: ImageSet,  # classes that training has not seen; all of it, clean, is the gallery, unless it has an official one
     kinds: Sequence[str] = tuple(SHIFTS),  # which of `SHIFTS`
     severities: Sequence[int] = (1, 2, 3, 4, 5),
     size: int | None = None,  # shift this many queries, drawn by `seed`; None: all
     progress: bool = True,  # show a bar with the time left
     **settings: Any,  # see `ers`: seed (also of the shifts), domain, batch_size, device, backbone
 ) -> pd.DataFrame:  # shift, severity, recall_at_1, error, map_at_r, map_error, images: first clean; shares, errors are half of a 95 % interval over images
-    "Recall@1 and MAP@R of shifted queries among the clean images, the query's own clean image left out."
+    "Recall@1 and MAP@R of shifted queries among the clean images, their own left out; official queries (In-Shop) search their gallery."
     _check_shifts(kinds, severities)
     study = _Study.of(run, test, size=size, **settings)
     with _bar(progress, "shifts", len(study.own) * (1 + len(kinds) * len(severities))) as bar:
@@ -1050,19 +1076,24 @@ def _shifts(study: _Study, kinds: Sequence[str], severities: Sequence[int], bar:
             z = through.answer(shift_images(x, kind, severity, study.search.seed, mine) if severity else x)
             parts.append(gather_rows(z, len(at)).cpu())
             bar.update(len(at))
-        rows.append([kind, severity, *_recall_and_map(torch.cat(parts), study.own, through.z, study.test.labels)])
+        rows.append([kind, severity, *_recall_and_map(torch.cat(parts), study.own, through.z, study.test)])
     return pd.DataFrame(rows, columns=["shift", "severity", "recall_at_1", "error", "map_at_r", "map_error", "images"])
 
 
-def _recall_and_map(queries: Tensor, own: Tensor, z: Tensor, labels: Tensor, block: int = 1024) -> list[float]:
-    "Recall@1, MAP@R, each with its error, and the number of queries that count: those whose class has another image."
-    positives = torch.bincount(labels)[labels[own]] - 1
+def _recall_and_map(queries: Tensor, own: Tensor, z: Tensor, test: ImageSet, block: int = 1024) -> list[float]:
+    "Recall@1, MAP@R, each with its error, and the number of queries that count: those whose class has another image in the gallery."
+    official = _has_protocol(test)
+    gallery, asked = test.query_gallery()[1] if official else torch.arange(len(z)), test.labels[own]
+    z, labels = z[gallery], test.labels[gallery]
+    positives = torch.bincount(labels, minlength=len(test.class_names))[asked] - int(not official)
     recalls, precisions = [], []
     for at in (positives > 0).nonzero()[:, 0].split(block):
-        cosines = (queries[at] @ z.T).scatter(1, own[at, None], -4)
+        cosines = queries[at] @ z.T
+        if not official:  # the query's own clean image
+            cosines.scatter_(1, own[at, None], -4)
         count = positives[at, None]
         place = torch.arange(1, int(count.max()) + 1)
-        hit = (labels[cosines.topk(len(place)).indices] == labels[own[at], None]).float()
+        hit = (labels[cosines.topk(len(place)).indices] == asked[at, None]).float()
         recalls.append(hit[:, 0])
         precisions.append((hit * hit.cumsum(1) / place * (place <= count)).sum(1) / count[:, 0])
     if not recalls:
@@ -1120,7 +1151,7 @@ _SIGN_ATTACK = "GTM"  # its objective has a lowest value that a broken model com
 _CURVED = ("ES:R", "GTM")  # in curves and transfer tables of a report
 _QUERIES = 300  # of its square attack
 
-# %% ../nbs/09_robustness.ipynb #e863dc47
+# %% ../nbs/09_robustness.ipynb #b37e89a0
 def robustness_report(
     run: Run | str | Path | nn.Module,  # a run, its folder, or a model that gives unit embeddings
     test: ImageSet,  # classes that training has not seen; all of it is the set of candidates
@@ -1166,7 +1197,7 @@ def _scores(study: _Study, ten: Robustness, bar: tqdm) -> pd.DataFrame:
     for at, (kind, targets) in enumerate(ATTACKS.items(), start=1):
         attack = FeatureAttack(targets, search.eps, search.steps)
         queries = embed_attacked(through.model, study.test.subset(study.own.tolist()), attack, through.domain, seed=search.seed)
-        found.insert(at, (kind, budget, _recall_and_map(queries, study.own, through.z, study.test.labels)))
+        found.insert(at, (kind, budget, _recall_and_map(queries, study.own, through.z, study.test)))
         bar.update(search.steps * len(study.own))
     rows = []
     for name, strength, (recall, error, mean_precision, map_error, images) in found:

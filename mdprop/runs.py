@@ -7,7 +7,7 @@ __all__ = ['TIMINGS', 'TRAINING_SNAPSHOT', 'FORMAT', 'RunError', 'replacing', 'r
            'save_tensors', 'load_tensors', 'checkpoints', 'newest_checkpoint', 'save_metrics', 'read_timings',
            'add_note', 'Snapshot', 'save_snapshot', 'save_embeddings', 'Run', 'load']
 
-# %% ../nbs/07_runs.ipynb #c4947437
+# %% ../nbs/07_runs.ipynb #96e6b43a
 import copy
 import errno
 import hashlib
@@ -17,8 +17,6 @@ import re
 import socket
 import sys
 import warnings
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
+from .archives import read_arrays
 from .model import Embedder
 from .norm import convert_multi_norm
 
@@ -343,10 +342,25 @@ def _snapshot_path(folder: Path, name: str) -> Path:
 def _items_path(folder: Path, name: str) -> Path:
     return folder / "items" / ("valid.npz" if TRAINING_SNAPSHOT.fullmatch(name) else f"{name}.npz")
 
-# %% ../nbs/07_runs.ipynb #ff6edb76
+# %% ../nbs/07_runs.ipynb #0fb6bd47
+class _Stored(dict[str, Any]):
+    "What a file says. To ask for what it does not say is a `RunError`."
+
+    path = Path()
+
+    def __missing__(self, name: str) -> Any:
+        remedy = "train it again, or open it with the version that wrote it"
+        raise RunError(f"{self.path} is damaged, or of another version of mdprop (it does not say {name!r}): {remedy}")
+
+
 def _read_json(path: Path) -> dict[str, Any]:
+    def stored(held: dict[str, Any]) -> _Stored:
+        found = _Stored(held)
+        found.path = path
+        return found
+
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"), object_hook=stored)
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged ({error}): restore it, or train the run again") from error
     if not isinstance(found, dict):
@@ -354,6 +368,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+_KINDS: dict[str, type] = dict(recipe=dict, domains=list, model=dict, data=dict, training=dict, versions=dict)  # of the parts of config.json
 FORMAT = 1  # raised when a run folder of an earlier version could no longer be read
 
 
@@ -373,6 +388,10 @@ class Run:
             versions = self.config.get("versions")
             version = versions.get("mdprop", "of its time") if isinstance(versions, dict) else "of its time"
             raise RunError(f"{self.path} has format {self.config.get('format')}, this mdprop reads {FORMAT}: open it with mdprop {version}")
+        wrong = [name for name, kind in _KINDS.items() if not isinstance(self.config.get(name, kind()), kind)]
+        if wrong or not all(isinstance(domain, str) for domain in self.config.get("domains", [])):
+            what = wrong[0] if wrong else "domains"
+            raise RunError(f"{self.path / 'config.json'} says {what} {self.config[what]!r:.60}, which mdprop does not write: restore it, or train again")
 
     @property
     def name(self) -> str:
@@ -399,7 +418,10 @@ class Run:
     def results(self) -> dict[str, Any]:
         "What evaluations have found so far, by the name of the set."
         path = self.path / "results.json"
-        return _read_json(path) if path.exists() else {}
+        found = _read_json(path) if path.exists() else {}
+        if not all(isinstance(value, dict) for value in found.values()):
+            raise RunError(f"{path} is not what mdprop writes: delete it, and evaluate the run again")
+        return found
 
     @property
     def snapshots(self) -> list[str]:
@@ -417,10 +439,10 @@ class Run:
             raise RunError(f"run {self.name!r} has no embeddings {name!r}, only {names}: evaluate(run, test) or compare(...) writes those of a test set")
         path = _snapshot_path(self.path, name)
         try:
-            with np.load(path) as arrays, np.load(_items_path(self.path, name)) as items:
-                thumbnails = items["thumbnails"] if items["thumbnails"].size else None
-                return Snapshot(arrays["z"], items["labels"], items["class_names"].tolist(), items["keys"].tolist(), thumbnails, name, self.name)
-        except (ValueError, KeyError, OSError, EOFError, TypeError, AttributeError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+            z, items = read_arrays(path)["z"], read_arrays(_items_path(self.path, name))
+            thumbnails = items["thumbnails"] if items["thumbnails"].size else None
+            return Snapshot(z, items["labels"], items["class_names"].tolist(), items["keys"].tolist(), thumbnails, name, self.name)
+        except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{path}, or what its items are, is damaged ({error}): evaluate the run again, or train it again") from error
 
     def model(
@@ -429,17 +451,34 @@ class Run:
         backbone: nn.Module | None = None,  # needed where the run was trained with a module of your own: one like it, of which a copy gets the weights
     ) -> Embedder:  # in evaluation mode, on the CPU, with all domains of the recipe
         "The trained model. Raises `RunError` where the checkpoint or your own backbone is missing."
-        settings = dict(self.config["model"])
+        settings, domains, share = self.config["model"], tuple(self.config["domains"]), self.config["recipe"].get("share")
         if settings["backbone"] is None:
             if backbone is None:
                 raise RunError(f"run {self.name!r} was trained with a backbone of your own: give it as model(backbone=...)")
-            settings["backbone"] = copy.deepcopy(backbone)
+            settings = settings | {"backbone": copy.deepcopy(backbone)}
+        self._warn_while_training(checkpoint)
         tensors, _ = load_tensors(self.path / f"{checkpoint}.safetensors")
-        model = Embedder(**settings)
-        if len(self.config["domains"]) > 1:
-            convert_multi_norm(model, tuple(self.config["domains"]), share=self.config["recipe"].get("share"))
-        model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")})
+        weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+        try:
+            model = Embedder(**settings)
+            if len(domains) > 1:
+                convert_multi_norm(model, domains, share=share)
+            model.load_state_dict(weights)
+        except (ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+            whose = "this backbone" if backbone is not None else "config.json"
+            raise RunError(f"{self.path / checkpoint}.safetensors does not fit {whose} ({error!s:.300}): give the one that was trained") from error
         return model.eval()
+
+    def _warn_while_training(self, checkpoint: str) -> None:
+        "Raises `RunError` where there is no best model yet."
+        done, epochs, lock = len(self.metrics), self.config["training"]["epochs"], self.path / ".lock"
+        owner = lock.read_text(encoding="utf-8", errors="replace") if lock.is_file() else ""
+        if done < epochs and checkpoint == "best" and not (self.path / "best.safetensors").is_file():
+            wait = f"wait for {owner}, which trains it" if owner else "call fit with the same settings, which goes on with it"
+            raise RunError(f"run {self.name!r} has no model yet, {done} of {epochs} epochs are finished: {wait}")
+        if done < epochs and owner and not owner.startswith(f"process {os.getpid()} on "):
+            so_far = f"has finished {done} of {epochs} epochs: this is its {checkpoint} model so far"
+            warnings.warn(f"run {self.name!r} is being trained by {owner} (if that has not been killed), and {so_far}", stacklevel=3)
 
     def __repr__(self) -> str:
         metrics = self.metrics

@@ -7,7 +7,7 @@ __all__ = ['OPTIMIZERS', 'CHANGEABLE', 'Watch', 'create_loss', 'create_miner', '
            'training_step', 'InParts', 'learning_rate', 'Training', 'derived_seed', 'RandomState', 'StopTraining',
            'TrainingState', 'NonFiniteError', 'Trainer', 'signs_of_trouble', 'fit']
 
-# %% ../nbs/08_train.ipynb #8745fe71
+# %% ../nbs/08_train.ipynb #037b73c8
 import copy
 import difflib
 import hashlib
@@ -26,12 +26,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import kornia.augmentation as K
 import numpy as np
 import safetensors.torch
 import torch
-from pytorch_metric_learning import losses, miners
-from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 from tqdm.auto import tqdm
@@ -51,7 +48,7 @@ from .runs import FORMAT, TIMINGS, Run, RunError, Snapshot, add_note, checkpoint
 from .runs import remove_leftovers, save_embeddings, save_metrics, save_snapshot, save_tensors, write_json
 from .trackers import Track, Trackers
 
-# %% ../nbs/08_train.ipynb #8824dd5b
+# %% ../nbs/08_train.ipynb #653a2227
 def create_loss(
     loss: str | nn.Module,  # a loss of pytorch-metric-learning by name, or an object
     classes: int = 0,  # number of training classes, for losses with proxies
@@ -59,6 +56,8 @@ def create_loss(
     **options: Any,  # hyper-parameters, where the loss is given by name
 ) -> nn.Module:
     "The loss. Raises `ValueError` for an unknown name, and for options beside an object."
+    from pytorch_metric_learning import losses  # takes a second to import
+
     return _by_name(loss, losses, "Loss", dict(num_classes=classes, embedding_size=dim), options)
 
 
@@ -67,6 +66,8 @@ def create_miner(
     **options: Any,  # hyper-parameters, where the miner is given by name
 ) -> nn.Module | None:
     "The miner. Raises `ValueError` for an unknown name, and for options beside an object."
+    from pytorch_metric_learning import miners
+
     return None if miner is None else _by_name(miner, miners, "Miner", {}, options)
 
 
@@ -88,7 +89,7 @@ def _by_name(given: str | nn.Module, module: Any, kind: str, known: dict, option
     except TypeError as error:
         raise ValueError(f"{cls.__name__} cannot be built from {options}: {error}; give its options, or the object") from error
 
-# %% ../nbs/08_train.ipynb #473dde14
+# %% ../nbs/08_train.ipynb #95d2eea7
 def create_augmentation(
     augment: str | nn.Module | None,  # "affine", "crop", "photo", None, or a module from images to images
     shape: tuple[int, int, int],  # (channels, height, width) of the images
@@ -98,6 +99,8 @@ def create_augmentation(
         return nn.Identity()
     if isinstance(augment, nn.Module):
         return augment
+    import kornia.augmentation as K  # takes half a second to import
+
     if augment == "affine":
         return K.RandomAffine(degrees=10, translate=(0.08, 0.08), scale=(0.9, 1.1), padding_mode="border", p=1.0)
     if augment == "crop":
@@ -151,7 +154,7 @@ def training_step(
 def _judged(loss: nn.Module, miner: nn.Module | None, z: Tensor, labels: Tensor, triplets: Triples | None) -> Tensor:
     return loss(z, labels, triplets if triplets is not None else None if miner is None else miner(z, labels))
 
-# %% ../nbs/08_train.ipynb #b0c03367
+# %% ../nbs/08_train.ipynb #7e9a1701
 @contextmanager
 def _row_losses(loss: nn.Module) -> Iterator[list[Tensor]]:
     "Inside the block a loss of pytorch-metric-learning leaves the loss of every row (n,) here, if it is the mean of them."
@@ -165,6 +168,8 @@ def _row_losses(loss: nn.Module) -> Iterator[list[Tensor]]:
             found.append(z.new_zeros(len(z)))
         elif part["reduction_type"] == "element" and len(values) == len(z):
             found.append(torch.empty_like(values.detach()).index_copy_(0, part["indices"], values.detach()))
+
+    from pytorch_metric_learning.reducers import MeanReducer
 
     reducer = getattr(loss, "reducer", None)
     hook = reducer.register_forward_pre_hook(listen) if reducer is not None and type(reducer) is MeanReducer else None
@@ -606,7 +611,7 @@ def _read(loss: Tensor, parts: dict[str, Tensor]) -> dict[str, Any]:
     whole, *each = torch.stack([loss.detach(), *parts.values()]).tolist()
     return {"loss": whole, "losses": dict(zip(parts, each, strict=True))}
 
-# %% ../nbs/08_train.ipynb #a7647b0b
+# %% ../nbs/08_train.ipynb #47f3be2f
 class Trainer(TrainingState):
     "One run on its way through the epochs. `fit` is the front door."
 
@@ -706,10 +711,12 @@ class Trainer(TrainingState):
         return loss.detach(), report
 
     def _halve(self, error: torch.cuda.OutOfMemoryError) -> None:
-        "Half as many rows at once, from now on. Raises the error where there is nothing to halve."
+        "Half as many rows at once, from now on. Raises the error, with a remedy, where there is nothing to halve and in one of several processes."
         rows = self.micro_batch or round(sum(branch.share for branch in self.recipe.branches) * self.training.batch_size)
         if rows < 4 or processes() > 1:  # the other processes are in the middle of the step
-            raise error
+            remedy = "take more processes or a smaller batch_size" if processes() > 1 else "take smaller images or a smaller backbone"
+            told = f"the memory of {self.device} is full with {-(-rows // processes())} images at once: {remedy} ({error})"
+            raise torch.cuda.OutOfMemoryError(told) from error
         self.micro_batch = rows // 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -754,7 +761,7 @@ def signs_of_trouble(
             found["dead domain"] = f"domain {domain!r} got no image in this epoch, its norms are untrained: give its branch rows, or leave it out"
     return found
 
-# %% ../nbs/08_train.ipynb #66f486bf
+# %% ../nbs/08_train.ipynb #b6a98028
 def fit(
     train: ImageSet,  # training images; the validation classes are cut from them
     recipe: str | Recipe = "mdprop",  # a name in `mdprop.recipes.RECIPES`, or a recipe
@@ -787,6 +794,7 @@ def fit(
         device = _usable(device)
         rest, held = _validation(train, valid)
         settings = _fitting(settings, rest)
+        _warn_of_few_targets(recipe, settings.batch_size)
         with RandomState(derived_seed(settings.seed, 0), device).used():
             model = _embedder(backbone, rest, dim, width, pretrained)
             if len(recipe.domains) > 1:
@@ -919,7 +927,7 @@ class _Interrupts:
         if any_process(self._asked):
             raise KeyboardInterrupt
 
-# %% ../nbs/08_train.ipynb #eb1a92df
+# %% ../nbs/08_train.ipynb #60cfe01c
 class _Record:
     "What training writes into the run folder; of several processes only the first one writes."
 
@@ -1030,6 +1038,8 @@ def _usable(device: str | torch.device | None) -> torch.device:
 
 def _validation(train: ImageSet, valid: float | ImageSet | None) -> tuple[ImageSet, ImageSet | None]:
     "Training and validation images, which must not be the same ones."
+    if not isinstance(train, ImageSet):
+        raise TypeError(f"the training images must be an ImageSet, such as glyphs() or image_folder(path): got {train!r:.80}")
     if not valid:
         return train, None
     if not isinstance(valid, ImageSet):
@@ -1061,14 +1071,25 @@ def _settings(given: dict[str, Any]) -> Training:
 
 def _fitting(settings: Training, train: ImageSet) -> Training:
     "The settings, with a batch that the training classes can fill."
+    if len(train.class_names) < 2:
+        raise ValueError(f"{train.name} has one class, {train.class_names[0]!r}, which nothing can be told apart from: give images of two classes or more")
     most = len(train.class_names) * settings.per_class
     if settings.per_class == 1:
         warnings.warn("per_class=1 puts no two images of a class into a batch: losses on pairs and triplets have nothing to pull together", stacklevel=3)
-    if settings.batch_size <= most or len(train.class_names) < 2:
+    if settings.batch_size <= most:
         return settings
     full = f"with per_class={settings.per_class} a batch holds {most} images, not batch_size={settings.batch_size}"
     warnings.warn(f"{train.name} has {len(train.class_names)} classes: {full}", stacklevel=3)
     return replace(settings, batch_size=most)
+
+
+def _warn_of_few_targets(recipe: Recipe, batch_size: int) -> None:
+    for branch in recipe.branches:
+        targets, rows = getattr(branch.attack, "targets", 0), branch.take(batch_size)
+        if targets > rows.stop - rows.start:
+            few = f"attacks towards {targets} targets, but domain {branch.domain!r} has {rows.stop - rows.start} images of a batch to choose them from"
+            enough = math.ceil(targets / (branch.rows[1] - branch.rows[0]))
+            warnings.warn(f"recipe {recipe.name!r} {few}, so that some come again: take batch_size={enough} or more, or fewer targets", stacklevel=3)
 
 
 def _config(recipe: Recipe, trainer: Trainer, held: ImageSet | None, pretrained: bool) -> dict[str, Any]:
@@ -1146,8 +1167,10 @@ def _resumed(folder: Path, config: dict[str, Any], trainer: Trainer, tensors: di
     save_metrics(folder, rows)
     theirs, ours = (_flat(c) for c in (Run(folder).config, json.loads(json.dumps(config))))
     changed = [f"{name} {_short(ours[name])} instead of {_short(theirs.get(name))}" for name in ours if not _decides(name) and ours[name] != theirs.get(name)]
-    if changed and trainer.done < trainer.training.epochs:
-        add_note(folder, "resumed", f"from here on with {', '.join(changed)}", trainer.done + 1, trainer.step)
+    text = f"from here on with {', '.join(changed)} at the start" if changed else "from here on with the settings of its start"
+    before = [note["text"] for note in Run(folder).notes if note["what"] == "resumed"][-1:]
+    if (changed or before) and before != [text] and trainer.done < trainer.training.epochs:
+        add_note(folder, "resumed", text, trainer.done + 1, trainer.step)
     return rows
 
 

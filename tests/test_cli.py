@@ -1,17 +1,27 @@
 """The command line as one types it."""
 
+import argparse
+import inspect
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mdprop.cli import create_parser, main
+from mdprop import robustness
+from mdprop.cli import create_parser, demo, main
+from mdprop.data import open_data
+from mdprop.grid import run_grid
 from mdprop.runs import load
+from mdprop.train import Training, fit
 
 TRAIN = "train --epochs 1 --width 4 --dim 8 --size 16 --quiet"
-COMMANDS = ["demo", "data", "train", "evaluate", "robustness", "compare", "dashboard", "grid", "lab"]
+COMMANDS = ["demo", "data", "train", "evaluate", "robustness", "compare", "dashboard", "grid", "lab", "completion"]
 
 
 @pytest.fixture
@@ -21,13 +31,54 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_has_an_example_that_parses(command, capsys):
+def test_help_has_examples_that_parse(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
-    text = capsys.readouterr().out
-    example = re.search(rf"example:\s+mdprop ({command}.*)", " ".join(text.split())).group(1)
-    assert stop.value.code == 0
-    assert create_parser().parse_args(example.split()).function
+    examples = re.findall(rf"^  mdprop ({command}\b.*)", capsys.readouterr().out, re.MULTILINE)
+    assert stop.value.code == 0 and len(examples) >= 2
+    for example in examples:
+        assert create_parser().parse_args(example.partition(" > ")[0].split()).function
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    (commands,) = (action for action in create_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return commands.choices
+
+
+def defaults_of(*functions) -> dict[str, object]:
+    "Parameter -> default, of several functions of which the first that has one counts."
+    found = [{name: p.default for name, p in inspect.signature(function).parameters.items()} for function in reversed(functions)]
+    return {name: value for parameters in found for name, value in parameters.items()}
+
+
+SAME = {  # command -> the Python functions that it calls
+    "demo": (demo,),
+    "data": (open_data,),
+    "train": (fit, Training, open_data),
+    "evaluate": (robustness.evaluate, open_data),
+    "compare": (robustness.evaluate, open_data),
+    "robustness": (robustness.robustness_report, robustness._Study.of, open_data),
+    "grid": (run_grid,),
+}
+OTHER_WORDS = {"images": "size", "size": "size of the data"}  # `size` of robustness_report is --images; --size is that of open_data
+ONLY_HERE = {"help", "json", "quiet", "verbose", "data", "html", "reference", "dry_run", "smoke"}  # no parameter of those functions
+
+
+@pytest.mark.parametrize("command", SAME)
+def test_every_option_has_the_default_of_the_function(command):
+    wanted = defaults_of(*SAME[command])
+    if command == "robustness":
+        wanted["size of the data"] = defaults_of(open_data)["size"]
+    compared = 0
+    for action in parsers()[command]._actions:
+        if action.dest in ONLY_HERE or not action.option_strings:
+            continue
+        name = OTHER_WORDS.get(action.dest, action.dest) if command == "robustness" else action.dest
+        given = action.default / 255 if name == "eps" else action.default
+        given = tuple(robustness.TEN) if name == "attacks" and given is None else tuple(given) if name == "only" else given
+        assert str(given) == str(wanted[name]), f"mdprop {command} {action.option_strings[0]}"
+        compared += 1
+    assert compared >= {"data": 1, "demo": 3}.get(command, 4)
 
 
 def test_the_first_help_names_every_command(capsys):
@@ -44,7 +95,7 @@ def test_train_evaluate_compare(here, capsys):
     main("evaluate runs/plain --size 16 --steps 1".split())
     main("compare runs/plain runs/mdprop --size 16 --steps 1 --html both.html".split())
     text = capsys.readouterr().out
-    assert "next: mdprop evaluate runs/plain --data glyphs" in text
+    assert "look at it: mdprop dashboard" not in text and "dashboard: open both.html" in text
     assert re.search(r"recall_at_1 +[\d.]+%", text) and "pi_ratio" in text
     assert (here / "both.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
@@ -53,7 +104,7 @@ def test_robustness_prints_and_writes_and_goes_on(here, capsys):
     for recipe in ("plain", "mdprop"):
         main(f"{TRAIN} --recipe {recipe}".split())
     capsys.readouterr()
-    main("robustness runs/mdprop --reference runs/plain --images 12 --steps 2 --quick --quiet".split())
+    main("robustness runs/mdprop --reference runs/plain --images 12 --steps 2 --quick".split())
     text = " ".join(capsys.readouterr().out.split())
     parts = ["12 of 2000 images", "ERS", "noise severity 5", "robustness gain: ratio to Run(runs/plain", "written: runs/mdprop/robustness.json"]
     assert [part for part in parts if part not in text] == []
@@ -88,6 +139,103 @@ def test_forty_photos_in_six_folders_train_and_are_measured(here, capfd):
     assert "nothing was validated" in shown.out and "mdprop: photos-train has 3 classes" in shown.err and "UserWarning" not in shown.err
     main("evaluate runs/photos --data folder:photos --steps 1".split())
     assert re.search(r"recall_at_1 +[\d.]+% +higher", capfd.readouterr().out)
+
+
+def strict(text: str):
+    "JSON as everybody reads it: Python alone would take NaN."
+    return json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+
+
+def test_json_is_all_that_comes_out(here, capfd):
+    for recipe in ("plain", "mdprop"):
+        main(f"{TRAIN} --recipe {recipe} --json".split())
+        shown = capfd.readouterr()
+        told = strict(shown.out)
+        assert told["run"] == f"runs/{recipe}" and told["epochs"] == 1 and told["validated"] == 20 and told["metrics"]["recall_at_1"] > 0
+        assert shown.err == "", "quiet and JSON: nothing beside it"
+    main("data --size 16 --json".split())
+    shown = capfd.readouterr()
+    told = strict(shown.out)
+    assert told["images"] == 4000 and told["shape"] == [1, 16, 16] and len(told["test"]["class_names"]) == 100
+    assert "4,000 images" in shown.err, "what people read stands on standard error"
+    main("evaluate runs/mdprop --steps 1 --domain multi --json".split())
+    shown = capfd.readouterr()
+    assert strict(shown.out)["metrics"] == load("runs/mdprop").results["test"]["metrics"] and "recall_at_1" in shown.err
+    main("compare runs/plain runs/mdprop --steps 1 --json --quiet".split())
+    told = strict(capfd.readouterr().out)
+    measure = told["measures"]["recall_at_1"]
+    assert measure["gain"] == pytest.approx(measure["after"] - measure["before"]) and told["eps"] == 8 / 255
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(capsys):
+    from mdprop.cli import _print_json
+
+    _print_json({"a": np.float32("nan"), "b": [float("inf"), np.int64(3)], 1: (0.5, None)})
+    assert strict(capsys.readouterr().out) == {"a": None, "b": [None, 3], "1": [0.5, None]}
+
+
+def test_quiet_and_verbose(here, capfd):
+    main(f"{TRAIN} --recipe plain".split())
+    shown = capfd.readouterr()
+    assert "next:" not in shown.out and shown.out.startswith("Run(runs/plain") and shown.err == ""
+    main(f"{TRAIN} --recipe plain --overwrite --epochs 2 --verbose".replace("--quiet", "").split())
+    shown = capfd.readouterr()
+    assert "next: mdprop evaluate runs/plain --data glyphs" in shown.out
+    assert re.search(r"^mdprop [\d.]+, Python [\d.]+, torch ", shown.err, re.MULTILINE) and len(re.findall(r"epoch \d  loss ", shown.err)) == 2
+    with pytest.raises(SystemExit):
+        main("evaluate nowhere --verbose".split())
+    assert "Traceback" in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        main("evaluate nowhere".split())
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_exit_codes_and_where_words_go(here, capsys):
+    main(["data", "--size", "16", "--quiet"])  # 0: it comes back
+    fine = capsys.readouterr()
+    assert "4,000 images" in fine.out and fine.err == ""
+    for words, told in (["trian"], "invalid choice: 'trian' (choose from"), ([], "commands:"), (["evaluate", "a", "--eps", "0.01"], "8 means 8/255"):
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        shown = capsys.readouterr()
+        assert stop.value.code == 2 and told in shown.err and shown.out == ""
+    failed = subprocess.run([sys.executable, "-m", "mdprop", "evaluate", "nowhere", "--json"], capture_output=True, text=True, check=False)
+    assert failed.returncode == 1 and failed.stdout == ""
+    assert failed.stderr == "mdprop: nowhere does not exist: give the folder that fit(..., out=...) or `mdprop train` wrote\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends a signal")
+def test_an_interrupted_training_ends_with_130_and_goes_on(here):
+    words = [sys.executable, "-m", "mdprop", *TRAIN.replace("--epochs 1", "--epochs 60").replace("--quiet", "--verbose").split(), "--valid", "0"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) as program:
+        for line in program.stderr:
+            if "epoch 1  loss" in line:
+                break
+        program.send_signal(signal.SIGINT)
+        told = program.communicate(timeout=60)[1]
+    assert program.returncode == 130
+    assert re.search(r"^mdprop: training stopped at .* in runs/mdprop, the same call goes on from there$", told, re.MULTILINE), told[-500:]
+    assert load("runs/mdprop").notes[-1]["what"] == "interrupted"
+
+
+def test_completion_in_bash(here, capsys):
+    main(["completion", "bash"])
+    (here / "photos").mkdir()
+    (here / "photos.txt").touch()
+    (here / "words").write_text(capsys.readouterr().out, encoding="utf-8")
+    asks = """source ./words
+function ask { COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); COMPREPLY=(); _shtab_mdprop mdprop "${@: -1}" "${@: -2:1}"; echo "${COMPREPLY[*]}"; }
+ask mdprop ''; ask mdprop tr; ask mdprop train --recipe mdprop_; ask mdprop train --per; ask mdprop evaluate pho; ask mdprop compare a b --html pho"""
+    answers = subprocess.run(["bash", "-c", asks], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert sorted(answers[0].split()) == sorted(COMMANDS)
+    assert answers[1:5] == ["train", "mdprop_paper", "--per-class", "photos"] and sorted(answers[5].split()) == ["photos", "photos.txt"]
+
+
+@pytest.mark.parametrize(("shell", "start"), [("zsh", "#compdef mdprop"), ("fish", "# AUTO")])
+def test_completion_in_other_shells(shell, start, capsys):
+    main(["completion", shell])
+    script = capsys.readouterr().out
+    assert script.startswith(start) and all(word in script for word in (*COMMANDS, "per-class", "mdprop_paper"))
 
 
 @pytest.mark.parametrize("line", ["evaluate r --eps 0.03", "evaluate r --eps 300", "evaluate r --steps 0", "demo --epochs 0", "robustness r --images 0"])
@@ -162,6 +310,8 @@ def test_a_grid_is_planned_run_and_told(here, capsys):
     text = capsys.readouterr().out
     assert re.search(r"^plain +2 ", text, re.MULTILINE) and re.search(r"^mdprop +1 ", text, re.MULTILINE) and "3 runs finished, 0 failed" in text
     assert "written: runs/tiny/results.jsonl" in text and (here / "runs/tiny/table.csv").read_text(encoding="utf-8").startswith("source,row,measure,n,mean,")
+    main("grid tiny.toml --smoke --workers 0".split())
+    assert "2 runs finished, 0 failed" in capsys.readouterr().out and (here / "runs/tiny-smoke/results.jsonl").exists()
     main("grid tiny.toml --dry-run".split())
     assert re.search(r"3 finished, 1 new\nabout \d+ minutes, if the others take as long as the 3 that are finished", capsys.readouterr().out)
 

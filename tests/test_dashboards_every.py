@@ -4,7 +4,9 @@ import base64
 import html
 import io
 import json
+import re
 import shutil
+import traceback
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from importlib import resources
@@ -15,11 +17,15 @@ import pytest
 pytest.importorskip("anywidget", reason="needs the extra lab")
 
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 from ipywidgets.embed import dependency_state
+from ipywidgets.widgets.widget import _instances
 from PIL import Image
 from test_dashboards_robustness import hand_made
 
-from mdprop.dashboards import AttackDashboard, DensityDashboard, NeighbourDashboard, NormDashboard, RobustnessDashboard, RunDashboards, TrainingDashboard
+from mdprop.dashboards import (
+    AttackDashboard, DensityDashboard, NeighbourDashboard, NormDashboard, RobustnessDashboard, RunDashboards, TrainingDashboard, base,
+)  # fmt: skip
 from mdprop.dashboards.still import still
 from mdprop.data import ImageSet, glyphs
 from mdprop.model import Embedder
@@ -37,6 +43,7 @@ MADE = {
     "all": RunDashboards,
 }
 HOSTILE = ["<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "\"'`${7*7}&amp;\\", "x" * 300, "nul\x00, line\nbreak, \u202eturned", "名前"]
+MADE_OF = [AttackDashboard, DensityDashboard, NeighbourDashboard, NormDashboard, RobustnessDashboard, RunDashboards, TrainingDashboard]
 EVERY = pytest.mark.parametrize("kind", MADE)
 
 
@@ -107,6 +114,100 @@ def test_a_saved_notebook_stays_small(boards, kind):
     state = dependency_state(board.widget)
     kept = len(json.dumps(output)) + len(json.dumps(state))
     assert kept < 1_000_000, f"{kept:,} bytes"
+
+
+# A cell that is run again
+
+
+@EVERY
+def test_a_cell_that_is_run_again_leaves_one_dashboard(runs, kind, monkeypatch):
+    cell = ["", ""]
+    monkeypatch.setattr(base, "_this_run", lambda: tuple(cell))
+    monkeypatch.setattr(base, "_showing", {})
+    for one in MADE_OF:
+        monkeypatch.setattr(one, "_still", lambda board: b"")  # which has its own test
+    shared = base._library().model_id  # plotly's code, of all charts
+    before, boards = set(_instances), []
+
+    def run(name, board=None):
+        cell[:] = name, f"{name}, run {len(boards)}"
+        boards.append(board or MADE[kind](*runs))
+        if kind == "attack":
+            boards[-1].work.wait()
+        return boards[-1]._repr_mimebundle_()[0]["application/vnd.jupyter.widget-view+json"]["model_id"]
+
+    run("one")
+    run("one")
+    assert boards[0].widget.comm is None and boards[1].widget.comm is not None
+    run("two", boards[1])  # a second view
+    run("one")
+    assert boards[1].widget.comm is not None, "the other cell still shows it"
+    assert run("three", boards[0]) == boards[0].widget.model_id, "displayed again, it is back"
+    assert all(part.comm is not None for part in base.widgets_of(boards[0].widget))
+    for board in boards:
+        board.close()
+    assert set(_instances) - before <= {shared}, "nothing is left of any of them"
+
+
+def test_a_closed_dashboard_takes_up_what_it_had_not_done(runs, monkeypatch):
+    monkeypatch.setattr(AttackDashboard, "_still", lambda board: b"")
+    attack = MADE["attack"](*runs)
+    attack.close()  # while the first attack runs
+    attack.work.wait()
+    assert attack.outcome is None
+    attack._repr_mimebundle_()
+    attack.work.wait()
+    assert attack.outcome is not None and attack.widget.comm is not None
+    attack.close()
+
+
+# Errors in a cell
+
+
+class Terminal(InteractiveShell):
+    "A shell that keeps what it would print of an error."
+
+    def _showtraceback(self, etype, evalue, stb):
+        self.printed = self.InteractiveTB.stb2text(stb)
+
+
+@pytest.fixture(scope="module")
+def shell():
+    return Terminal()
+
+
+WRONG = {
+    "DensityDashboard(z, z, [0, 1])": r"DensityDashboard:.* labels .*\b2\b",
+    "DensityDashboard(3 * z, 3 * z)": r"DensityDashboard:.*normalize=True",
+    "NeighbourDashboard(z, z[:3])": r"NeighbourDashboard:.* hold 4 and 3 items, so they cannot be paired: measure both runs",
+    "AttackDashboard('nowhere/plain')": r"AttackDashboard:.*nowhere/plain",
+    "TrainingDashboard(z)": r"TrainingDashboard:.* a ndarray has no training to show: give runs or run folders",
+    "NormDashboard(z)": r"NormDashboard:.* give a run, its folder, or a converted model",
+    "RobustnessDashboard('nowhere')": r"RobustnessDashboard:.*nowhere",
+    "RunDashboards()": r"RunDashboards:.* give one or more runs",
+    "board.selection = [7]": r"NeighbourDashboard:.* there are images 0 to 3",
+    "board.mistakes('grave')": r"NeighbourDashboard:.* choose one of",
+    "board.state.load({'k': 99})": r"NeighbourState:.*'k' cannot be 99",
+    "board.save_html('/dev/null/page.html')": r"NeighbourDashboard:.*/dev/null",
+}
+
+
+@pytest.mark.parametrize("call", WRONG)
+def test_an_error_in_a_cell_is_one_line_with_the_remedy(shell, call):
+    z = np.eye(4, dtype=np.float32)
+    shell.user_ns |= {name: globals()[name] for name in (kind.__name__ for kind in MADE_OF)} | {"z": z, "board": NeighbourDashboard(z, z)}
+    result = shell.run_cell(call)
+    error = result.error_in_exec
+    assert isinstance(error, (ValueError, OSError)), "a script meets the exception that it always met"
+    printed = shell.printed.strip()
+    assert re.search(WRONG[call], printed) and "Traceback" not in printed and "\n" not in printed, printed
+    assert len(traceback.extract_tb(error.__traceback__)) > 1, "the way there is kept"
+
+
+def test_a_fault_of_ours_is_told_with_the_way_to_report_it(shell):
+    shell.user_ns |= {"DensityDashboard": DensityDashboard}
+    assert isinstance(shell.run_cell("DensityDashboard(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)").error_in_exec, TypeError)
+    assert "Traceback" not in shell.printed and "traceback.print_last()" in shell.printed and "TypeError" in shell.printed
 
 
 def test_a_still_picture_follows_what_is_set(runs, tmp_path):

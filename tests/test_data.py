@@ -46,6 +46,7 @@ from mdprop.data import (
     sop,
     spread_evenly,
 )
+from mdprop.grid import Grid, open_sets
 from mdprop.retrieval import retrieval_metrics
 
 
@@ -457,6 +458,15 @@ def omniglot_part(folder, characters, drawings=3, seed=0):
         for k in range(drawings):
             picture(seed + k, (105, 105), "1").save(folder / alphabet / character / f"{int(character[-2:]):04d}_{k:02d}.png")
     return folder
+
+def test_both_halves_of_omniglot_keep_their_official_split(tmp_path):
+    omniglot_part(tmp_path / "images_background", [("Greek", "character01"), ("Latin", "character01")])
+    omniglot_part(tmp_path / "images_background_small1", [("Greek", "character01")])
+    omniglot_part(tmp_path / "images_evaluation", [("Tibetan", "character01"), ("Atlantean", "character02")])
+    train, test = omniglot(tmp_path).split_classes()
+    assert (train.class_names, test.class_names) == (["Greek/character01", "Latin/character01"], ["Atlantean/character02", "Tibetan/character01"])
+    train, test = open_sets(Grid(dict(recipe="plain", data=dict(source=f"omniglot:{tmp_path}", valid=0))).cells[0]).values()
+    assert (len(train), len(test)) == (6, 6), "a grid, too, keeps to it"
 
 def test_omniglot_pools_parts_and_counts_shared_characters_once(tmp_path):
     greek, latin, tagalog = [("Greek", "character01"), ("Greek", "character02")], [("Latin", "character01")], [("Tagalog", "character01")]

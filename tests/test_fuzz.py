@@ -21,11 +21,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_images import encoded, picture
 from scipy.io import savemat
+from torch import nn
 
 from mdprop.archives import DataError, UnreadableFileError, open_tree, read_matlab
 from mdprop.data import ImageSet, cars196, cub200, decode_image, inshop, sop
 from mdprop.density import DensityStats
-from mdprop.robustness import RobustnessReport, _report_of
+from mdprop.model import Embedder, ModelError
+from mdprop.project import _recall
+from mdprop.robustness import RobustnessReport, _Kept, _report_of
 from mdprop.runs import Run, RunError, Snapshot, load_tensors, read_timings, save_metrics, save_snapshot, save_tensors
 
 CASES = 20_000  # for every reader, shared by the files that one reader reads
@@ -55,8 +58,8 @@ def damaged(whole: bytes, cases: int = CASES, seed: int = 0):
         yield bytes(data)
 
 
-def fuzz(read, whole: bytes, error: type[Exception], right=lambda found: True, cases: int = CASES):
-    "Reads every damaged version; returns how many were read and how many refused."
+def fuzz(read, whole: bytes, error, right=lambda found: True, cases: int = CASES, refused=lambda found: False):
+    "Reads every damaged version; returns how many were read and how many refused, by an error or by what came back."
     assert right(read(whole))
     counts = [0, 0]
     with warnings.catch_warnings():
@@ -66,7 +69,7 @@ def fuzz(read, whole: bytes, error: type[Exception], right=lambda found: True, c
             except error: counts[1] += 1
             except Exception as other: raise AssertionError(f"{type(other).__name__}: {other}\nfrom {data[:2000]!r}") from other
             else:
-                counts[0] += 1
+                counts[refused(found)] += 1
                 assert right(found), data[:2000]
     assert counts[1] > cases / 50  # the faults were faults
     return counts
@@ -137,6 +140,27 @@ def test_density_statistics(tmp_path):
     stats.save(tmp_path / "d.npz")
     fuzz(from_file(tmp_path / "d.npz", DensityStats.load, tmp_path / "d.npz"), (tmp_path / "d.npz").read_bytes(), ValueError, lambda s: isinstance(s.n, int))
 
+def test_layouts(tmp_path):
+    xy = np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)
+    np.savez(tmp_path / "l.npz", xy=xy)
+    def right(found): return found is None or (found.shape == (9, 2) and bool(np.isfinite(found).all()))  # None: it is computed again
+    fuzz(from_file(tmp_path / "l.npz", _recall, tmp_path, "l", 9), (tmp_path / "l.npz").read_bytes(), (), right, CASES // 2, refused=lambda xy: xy is None)
+
+def test_attack_outcomes(tmp_path):
+    folder, settings, sample = tmp_path, dict(attacks=["TMA", "GTM"]), torch.rand(4)
+    kept = _Kept.open(folder, settings, sample, 5)
+    kept.add(torch.arange(3), np.random.default_rng(0).normal(size=(3, 2)))
+    def right(found): return found.values.shape == (5, 2) and found.finished.shape == (5,) and found.finished.dtype == torch.bool
+    read = from_file(kept.path, _Kept.open, folder, settings, sample, 5)
+    fuzz(read, kept.path.read_bytes(), (), right, CASES // 2, refused=lambda found: not found.finished.any())
+
+@pytest.mark.parametrize("part", ["config.json", "model.safetensors"])
+def test_models_of_the_hub(tmp_path, part):
+    model = Embedder(nn.Conv2d(1, 2, 1), 2, (1, 4, 4), [0.5], [0.2])
+    model.save_pretrained(tmp_path)
+    def read(): return Embedder.from_pretrained(tmp_path, backbone=nn.Conv2d(1, 2, 1))
+    fuzz(from_file(tmp_path / part, read), (tmp_path / part).read_bytes(), ModelError, lambda found: isinstance(found, Embedder), CASES // 2)
+
 REPORT = dict(
     settings=dict(data="x", eps=0.03), signs=["one"], curves=[], transfer=[], searches=[],
     scores=[dict(distribution="clean", strength=0.0, measure="ERS", score=50.0, error=1.0, images=9)],
@@ -151,16 +175,23 @@ def test_robustness_reports(tmp_path):
 # ---------------------------------------------------------------- structure, not bytes
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
-def some_of(whole): return st.fixed_dictionaries({}, optional={name: JSON | st.just(value) for name, value in whole.items()})
+def some_of(whole): return st.fixed_dictionaries({}, optional={name: JSON | (value if isinstance(value, st.SearchStrategy) else st.just(value))
+                                                              for name, value in whole.items()})  # fmt: skip
+
+CONFIG = dict(format=1, versions={}, recipe=some_of(dict(name="plain", share="statistics")), domains=st.lists(st.sampled_from(["clean", "multi"]) | JSON),
+              training=some_of(dict(epochs=2)), data=some_of(dict(name="x", class_names=["a"])),
+              model=some_of(dict(backbone="resnet10", dim=2, image_shape=[1, 4, 4], mean=[0.5], std=[0.2], width=2)))  # fmt: skip
 
 @settings(max_examples=500)
-@given(given_config=some_of(dict(format=1, versions={}, data={}, model={}, recipe={})) | JSON)
+@given(given_config=some_of(CONFIG) | JSON)
 def test_any_json_as_config(tmp_path_factory, given_config):
     folder = tmp_path_factory.getbasetemp() / "any_config"
     folder.mkdir(exist_ok=True)
+    if not (folder / "best.safetensors").exists(): save_tensors(folder / "best.safetensors", {"model.head.weight": torch.ones(2, 2)}, epoch=1)
     (folder / "config.json").write_text(json.dumps(given_config), encoding="utf-8", errors="replace")
-    try: assert isinstance(Run(folder).config, dict)
-    except RunError: pass
+    for use in (lambda run: run.config, repr, Run.model):
+        try: use(Run(folder))
+        except RunError: pass
 
 @pytest.mark.filterwarnings("ignore")  # pandas wonders at lists of unequal length
 @settings(max_examples=200)

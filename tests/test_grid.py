@@ -1,6 +1,7 @@
 "A grid of runs: what decides a cell, what survives a killed driver, what one failed cell costs, and whether the table's numbers are right."
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -55,6 +56,22 @@ def alive(pid: int) -> bool:
         return False
 
 
+def children_of(task: Path) -> list[str]:
+    "The processes that a thread has started; none where it has ended meanwhile."
+    try:
+        return (task / "children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def test_every_row_of_the_evidence_can_be_trained_and_measured(tmp_path):
+    found = run_grid(Grid.from_toml(Path(__file__).parents[1] / "benchmarks" / "evidence.toml").smoke(), tmp_path, workers=0, progress=False)
+    assert len(found.runs) > 30 and not found.failed
+    for measure in ("valid_recall_at_1", "test_map_at_r", "test_nmi", "test_recall_at_1_multi_eps8", "test_pi_ratio", "test_rho"):
+        assert found.runs[measure].between(-1, 10).all(), measure
+    assert found.runs.set_index("row").loc["plain", ["test_ers", "test_recall_at_1_shifts"]].notna().all()
+
+
 # What survives
 
 
@@ -64,15 +81,16 @@ def test_a_killed_driver_leaves_no_process_and_finished_cells_are_not_run_again(
     code = f"from mdprop.grid import run_grid; run_grid({str(tiny)!r}, {str(out)!r}, workers=1)"
     driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
     try:
+        deadline = time.monotonic() + 600
         while not (out / "results.jsonl").exists() or len(list(out.glob("runs/*/config.json"))) < 2:
+            assert time.monotonic() < deadline, "the grid hangs"
             assert driver.poll() is None, "the grid ended before it could be killed"
             time.sleep(0.05)
-        children = [int(pid) for pid in Path(f"/proc/{driver.pid}/task/{driver.pid}/children").read_text().split()]
-        children += [int(pid) for task in Path(f"/proc/{driver.pid}/task").iterdir() for pid in (task / "children").read_text().split()]
+        children = [int(pid) for task in Path(f"/proc/{driver.pid}/task").iterdir() for pid in children_of(task)]
     finally:
         driver.kill()
         driver.wait()
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 120  # six times what a worker may take to save
     while any(map(alive, children)):
         assert time.monotonic() < deadline, "a worker has outlived the grid"
         time.sleep(0.1)
@@ -97,6 +115,19 @@ def test_another_evaluation_measures_again_and_trains_nothing(tiny, tmp_path):
     results = run_grid(tiny, out, workers=0, progress=False, only=["plain-seed0"])
     assert trained(out) == before and len(read_rows(out)) == 2
     assert "test_recall_at_1_multi_eps2" in results.runs and not any(name.startswith("valid_map") for name in results.runs)
+
+
+def test_a_recipe_with_several_norms_is_measured_through_each_answer(tmp_path):
+    path = tmp_path / "answers.toml"
+    path.write_text(TINY.replace("seeds = 2", "seeds = 1") + 'answers = ["multi", "mean", "gate"]\nattacked = 6\neps = ["8/255", "2/255"]\n', encoding="utf-8")
+    runs = run_grid(path, tmp_path / "out", workers=0, progress=False).runs.set_index("row")
+    for answer in ("", "_through_multi", "_through_mean", "_through_gate"):
+        for measure in ("recall_at_1", "rho", "recall_at_1_single_eps8", "recall_at_1_multi_eps2"):
+            assert 0 <= runs.loc["mdprop", f"test_{measure}{answer}"] < math.inf
+            assert math.isnan(runs.loc["plain", f"test_{measure}{answer}"]) == bool(answer), "one norm answers in one way"
+    assert runs.loc["mdprop", "test_rho_through_multi"] != runs.loc["mdprop", "test_rho"] != runs.loc["mdprop", "test_rho_through_gate"]
+    assert "valid_recall_at_1_single_eps8" in runs and "valid_recall_at_1_single_eps2" not in runs
+    assert (runs["test_recall_at_1_single_eps8"] * 6 % 1 < 1e-6).all(), "six queries were attacked"
 
 
 def test_rows_without_their_folders_count_and_folders_without_their_rows_too(tiny, tmp_path):

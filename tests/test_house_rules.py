@@ -15,7 +15,7 @@ from mdprop import needs_extra
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = """archives data retrieval density parallel norm model attacks recipes runs trackers train
-robustness grid project figures panels dashboards cli all""".split()
+robustness grid project figures panels dashboards cli __main__ all""".split()
 VIEWS = {"figures", "panels", "dashboards"}  # rooms that may need the extra `lab` as soon as they are imported
 MODULES = sorted(path for path in ROOT.glob("mdprop/**/*.py") if path.name != "_modidx.py")
 PACKAGE = ROOT / "mdprop"

@@ -1,5 +1,6 @@
 """settings.ini is the single source of the project's metadata: what is built, pinned and declared elsewhere agrees with it."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from collections import defaultdict
 from configparser import ConfigParser
 from email.message import Message
 from email.parser import Parser
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -134,3 +136,61 @@ def test_every_requirement_is_pinned_within_its_range(settings):
             continue  # for another Python than the one that locks
         pinned = version.get(requirement.name.lower().replace("_", "-"))
         assert pinned and pinned in requirement.specifier, f"{requirement} is pinned to {pinned}: run `make lock`"
+
+
+# What an installation brings, and how fast it is there
+
+
+def test_the_core_brings_no_jupyter(settings):
+    lists = requirement_lists(settings)
+    names = {extra: {requirement.name for requirement in found} for extra, found in lists.items()}
+    jupyter = {"jupyterlab", "ipywidgets", "voila", "anywidget", "plotly", "matplotlib", "umap-learn"}
+    assert not names[""] & jupyter and jupyter <= names["lab"]
+
+
+def test_a_wrong_version_is_told_in_one_line(monkeypatch):
+    there = {"kornia": "0.6.12", "torch": "2.13.0+cpu", "numpy": "3.0.0.dev1"}
+
+    def version(name: str) -> str:
+        if name not in there:
+            raise PackageNotFoundError(name)
+        return there[name]
+
+    monkeypatch.setattr(mdprop, "version", version)
+    fine = ["torch>=2.4", "numpy>=1.26", "tomli>=2.0; python_version < '3'", "faiss-cpu>=1.8", "timm>=99; extra == 'timm'"]  # faiss comes by other names, too
+    mdprop._check_versions(fine)
+    with pytest.raises(ImportError) as error:
+        mdprop._check_versions([*fine, "kornia>=0.7.3"])
+    assert str(error.value) == f"mdprop {mdprop.__version__} needs kornia>=0.7.3, but kornia 0.6.12 is installed: pip install 'kornia>=0.7.3'"
+
+
+def test_versions_are_looked_at_when_mdprop_is_imported(tmp_path):
+    info = tmp_path / "kornia-0.6.12.dist-info"  # found before the true one
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kornia\nVersion: 0.6.12\n", encoding="utf-8")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import mdprop"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    told = f"ImportError: mdprop {mdprop.__version__} needs kornia>=0.7.3, but kornia 0.6.12 is installed"
+    assert run.returncode == 1 and run.stderr.splitlines()[-1].startswith(told)
+
+
+def processor_seconds(code: str) -> float:
+    "What a fresh process takes for `code`, on all cores together."
+    measured = f"{code}; import resource; used = resource.getrusage(resource.RUSAGE_SELF); print(used.ru_utime + used.ru_stime)"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return float(subprocess.run([sys.executable, "-c", measured], capture_output=True, text=True, check=True, env=environment).stdout.split()[-1])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="processor time is read in another way there")
+def test_importing_takes_little_beside_torch():
+    "Two seconds beyond torch, which takes one and a half to two on a quiet core, are a factor of 2.2; the limits leave room for a busy machine."
+    before, package, command = (processor_seconds(f"import {name}") for name in ("torch, pytorch_metric_learning", "mdprop", "mdprop.cli"))
+    assert package < 0.25 * before, f"{package:.2f} s: mdprop itself imports nothing large"
+    assert command < 2.5 * before, f"{command:.2f} s against {before:.2f} s: what is large and rarely needed is imported where it is used"
+
+
+def test_large_packages_wait_until_they_are_used():
+    "Each of them takes half a second or more: the command line answers `--help` without them."
+    large = {"nbformat", "matplotlib", "scipy.stats", "pytorch_metric_learning.losses", "umap", "numba"}
+    asked = f"import sys, mdprop.cli; print(*sorted({large} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout.split() == []

@@ -404,6 +404,7 @@ def test_the_table_sorts_and_says_so(page):
 
 
 def test_a_long_name_is_read_in_full(page):
+    page.set_viewport_size({"width": 620, "height": 1000})
     row = page.get_by_role("option", name=LONG)
     height = row.bounding_box()["height"]
     row.focus()
@@ -627,6 +628,30 @@ def test_a_view_opened_while_hidden_draws_when_it_is_shown(browser, file):
     page.wait_for_timeout(200)
     assert len(set(three(page))) == 3 and page.locator(".mdp-summary").inner_text().startswith("3 of 360")
     assert complaints.found == []
+    page.close()
+
+
+def test_two_dashboards_in_a_page_keep_their_own_settings(browser, file):
+    "A notebook loads the module once for each; what carries the same name in both would be one group of radio buttons to the browser."
+    data = file.read_text(encoding="utf-8").split('id="mdprop-data">')[1].split("</script>")[0]
+    page = browser.new_page()
+    page.evaluate(
+        """async ([source, data]) => {
+            for (let k = 0; k < 2; k++) {
+                const panel = await import(URL.createObjectURL(new Blob([source], { type: 'text/javascript' })));
+                const state = Object.assign(document.createElement('script'), { type: 'application/json', textContent: data });
+                const host = document.createElement('div');
+                document.body.append(host);
+                panel.openPage(state, host);
+            }
+        }""",
+        [PANEL_JS, data],
+    )
+    groups = "() => [...document.querySelectorAll('fieldset')].map((group) => group.querySelectorAll('input:checked').length)"
+    checked = page.evaluate(groups)
+    assert len(checked) > 8 and set(checked) == {1}
+    twice = "() => { const ids = [...document.querySelectorAll('[id]')].map((one) => one.id); return ids.length - new Set(ids).size; }"
+    assert page.evaluate(twice) == 0
     page.close()
 
 

@@ -1,4 +1,4 @@
-"Ten thousand, two hundred thousand, a million images: what is shown first, what travels, what is drawn and what is left until somebody asks."
+"Ten thousand, two hundred thousand, a million images: what is shown first, what travels, what is saved and what is left until somebody asks."
 
 import json
 
@@ -10,8 +10,8 @@ pytest.importorskip("anywidget", reason="needs the extra lab")
 from ipywidgets.embed import dependency_state
 from ipywidgets.widgets.widget import _instances, _remove_buffers
 
-from mdprop.dashboards import DensityDashboard, density, pair
-from mdprop.panels import unpack_positions
+from mdprop.dashboards import DensityDashboard, NeighbourDashboard, density, pair
+from mdprop.panels import KEPT, PairedView, projection, unpack_positions, view_state
 
 CLASSES = 50
 
@@ -36,15 +36,30 @@ def labels_of(board: DensityDashboard) -> set[str]:
     return {card["label"] for card in board.view.metrics}
 
 
-def test_ten_thousand_images_add_less_than_a_megabyte_to_a_notebook():
+def saved(board) -> int:
+    "Bytes that a displayed dashboard adds to a notebook which keeps the state of its widgets."
+    output = json.dumps(board._repr_mimebundle_()[0])
+    return len(output) + len(json.dumps(dependency_state([board.widget], drop_defaults=False)))
+
+
+def heard(view, message: dict) -> tuple[dict, list]:
+    "What the view answers to a page."
+    told = []
+    view.send = lambda content, buffers=None: told.append((content, buffers))
+    view._handle_custom_msg(message, [])
+    del view.send
+    return told[0]
+
+
+def test_ten_thousand_images_add_less_than_a_megabyte_to_a_notebook_and_stay_alive_in_it():
     board = DensityDashboard(*spaces(10_000), images=pictures(10_000))
     board.wait()
     assert board.view.sprite_grid[1] >= 8 and set(board.view.values) == {"density", "density_change", "correct", "kept"}  # nothing was left out to save bytes
-    saved = len(json.dumps(dependency_state([board.view], drop_defaults=False))) + len(json.dumps(board._repr_mimebundle_()[0]))
-    assert saved < 1_000_000, f"{saved:,} bytes"
+    assert saved(board) < 1_000_000
+    assert not board.view.by_message and board.view.get_state()["classes"], "a notebook without its kernel can still be zoomed and brushed"
 
 
-def test_a_hundred_thousand_points_and_a_panel_cost_less_than_a_megabyte_on_the_wire(monkeypatch):
+def test_a_hundred_thousand_points_are_few_bytes_on_the_wire_and_in_a_notebook(monkeypatch):
     monkeypatch.setattr(density, "UNASKED", 0)
     board = DensityDashboard(*spaces(100_000), images=pictures(100_000))
     board.wait()
@@ -53,8 +68,35 @@ def test_a_hundred_thousand_points_and_a_panel_cost_less_than_a_megabyte_on_the_
     values = {"density": (quantity, quantity + 1), "density_change": (quantity, quantity), "correct": (quantity > 0.5,) * 2, "kept": (quantity, quantity)}
     board.view.values = pair.shown_values(values, 10)  # as heavy as the true ones, which would take minutes
     state, _, buffers = _remove_buffers(board.view.get_state())
-    sent = len(json.dumps(state)) + sum(map(len, buffers))
+    told, data = heard(board.view, {"kind": "whole", "for": "this page"})
+    sent = len(json.dumps(state)) + len(json.dumps(told)) + sum(map(len, buffers)) + sum(map(len, data))
     assert sent < 3_000_000, f"{sent:,} bytes"
+    assert told["for"] == "this page" and len(data) == len(told["paths"]) and {path[0] for path in told["paths"]} >= {"projections", "classes", "values"}
+    assert saved(board) < 1_000_000 and board.view.still.startswith(b"\x89PNG"), "and there is a picture where no kernel is"
+
+
+def test_the_neighbours_of_many_images_add_less_than_a_megabyte_to_a_notebook():
+    board = NeighbourDashboard(*spaces(6000), images=pictures(6000))
+    assert saved(board) < 1_000_000 and board.widget.still.startswith(b"\x89PNG")
+    told, data = heard(board.widget, {"kind": "whole", "for": "this page"})
+    assert set(told["state"]) == {"class_names", "item_keys"} and len(data) == 8 and sum(map(len, data)) > KEPT
+    assert board.neighbours.item.max() < 6000, "in Python nothing is gone"
+    assert len(board.blocks()[0]["labels"]) == 4 * 6000, "and an exported page has it all"
+
+
+def test_data_that_grow_beyond_what_is_kept_leave_the_state():
+    rng = np.random.default_rng(0)
+    xy = rng.random((12_000, 2), np.float32)
+    view = PairedView(**view_state({"pca": projection(xy, xy)}))
+    assert not view.by_message
+    told, held = [], dict(view.get_state())
+    view.send = lambda content, buffers=None: told.append((content["whole"] if "whole" in content else False, content["changed"], len(buffers)))
+    epochs = [rng.random((12_000, 2), np.float32) for _ in range(8)]
+    view.projections = {"pca": projection(xy, xy, epochs=(epochs, epochs))}
+    assert view.by_message and told == [(True, ["projections"], 20)] and view.get_state()["projections"] == {} and held["projections"]
+    with view.hold_sync():
+        view.suggestions, view.third = [dict(label="a", why="", mask=b"1")], "moves"
+    assert told[1:] == [(False, ["suggestions"], 1)], "what changes later is told alone, and settings are no data"
 
 
 def test_the_pictures_come_before_what_takes_longer():

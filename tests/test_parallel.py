@@ -16,17 +16,21 @@ from safetensors.torch import load_file, save_file
 from torch import distributed, nn
 from torch.utils.checkpoint import checkpoint
 
+from mdprop import parallel
 from mdprop.attacks import FeatureAttack
 from mdprop.data import glyphs
 from mdprop.model import Embedder, SmallResNet
 from mdprop.norm import convert_multi_norm, select_domain
 from mdprop.parallel import ProcessFailed, any_process, check_norms, gather_rows, processes, rank, sharded, sum_gradients, synchronised_norms
 from mdprop.recipes import Branch, Recipe, get_recipe
-from mdprop.robustness import ers, evaluate, evaluate_shifts
+from mdprop.robustness import ers, evaluate, evaluate_shifts, masking_signs
 from mdprop.runs import load, load_tensors
 from mdprop.train import StopTraining, create_loss, create_miner, fit, training_step
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+PATIENCE = 600  # seconds until a process counts as hung: several of them start on a machine that may be busy
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+if sys.platform == "linux":
+    ENVIRONMENT["GLOO_SOCKET_IFNAME"] = "lo"  # also where the machine's name leads nowhere
 
 
 def start(task: str, folder: Path, world: int) -> list[subprocess.Popen]:
@@ -38,12 +42,13 @@ def start(task: str, folder: Path, world: int) -> list[subprocess.Popen]:
 
 
 def outcomes(running: list[subprocess.Popen]) -> list[tuple[int, str]]:
-    "Exit codes and what was written to stderr; whoever still runs after four minutes is killed."
+    "Exit codes and what was written to stderr; whoever hangs is killed."
     try:
-        return [(process.returncode, told) for process in running for _, told in [process.communicate(timeout=240)]]
+        return [(process.returncode, told) for process in running for _, told in [process.communicate(timeout=PATIENCE)]]
     finally:
         for process in running:
             process.kill()
+            process.wait()
 
 
 def run_all(task: str, folder: Path, world: int) -> None:
@@ -186,7 +191,10 @@ def measures(run) -> dict[str, float]:
     found = evaluate(model, test, steps=2)
     robust = ers(model, test, ("CA+", "QA-", "ES:D", "GTT"), steps=2, restarts=2, batch_size=40, size=7, progress=False)
     shifted = evaluate_shifts(model, test, ("noise", "rotation"), (3,), size=7, progress=False)
-    return found | robust.table.set_index("attack")["raw"].to_dict() | dict(enumerate(shifted["recall_at_1"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # after three epochs anything may look masked
+        searched = masking_signs(model, test, queries=10, steps=2, size=7, progress=False).set_index("search")["objective"]
+    return found | robust.table.set_index("attack")["raw"].to_dict() | dict(enumerate(shifted["recall_at_1"])) | searched.to_dict()
 
 
 class Single(nn.Module):
@@ -230,7 +238,9 @@ def test_trainings_resume_on_any_number_of_processes_and_measure_the_same(tmp_pa
         pd.testing.assert_frame_equal(run.metrics[exactly], one.metrics[exactly], rtol=1e-5)
         assert run.snapshots == one.snapshots
     assert whole.config["processes"] == 3 and one.config["processes"] == 1
-    assert [note["text"] for note in resumed.notes if note["what"] == "resumed"] == ["from here on with processes 3 instead of 1"]
+    assert [note["text"] for note in resumed.notes if note["what"] == "resumed"] == [
+        f"from here on with {what}" for what in ("processes 3 instead of 1 at the start", "the settings of its start")
+    ]
     wanted = measures(one)
     for r in range(3):
         assert json.loads((tmp_path / f"measures-3-{r}.json").read_text()) == pytest.approx({str(k): v for k, v in wanted.items()}, abs=1e-5, nan_ok=True)
@@ -242,14 +252,15 @@ def test_trainings_resume_on_any_number_of_processes_and_measure_the_same(tmp_pa
 class Fatal(nn.Module):
     "A loss that fails in the fourth step of one process."
 
-    def __init__(self, how: str):
+    def __init__(self, how: str, mark: Path):
         super().__init__()
-        self.how, self._calls = how, 0
+        self.how, self._mark, self._calls = how, mark, 0
         self.inner = create_loss("multi_similarity")
 
     def forward(self, z, labels, pairs=None):
         self._calls += 1
         if self._calls == 4 and rank() == 1:
+            self._mark.write_text(str(time.time()))
             if self.how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise MemoryError("no room for the pairs")
@@ -257,13 +268,13 @@ class Fatal(nn.Module):
 
 
 def failing(folder: Path, how: str) -> None:
-    begun = time.monotonic()
+    mark = folder / f"{how}-failed"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            fit(data(), "plain", folder / how, width=2, dim=8, epochs=2, batch_size=10, per_class=2, loss=Fatal(how), progress=False)
+            fit(data(), "plain", folder / how, width=2, dim=8, epochs=2, batch_size=10, per_class=2, loss=Fatal(how, mark), progress=False)
     except BaseException as error:
-        took = time.monotonic() - begun
+        took = time.time() - float(mark.read_text())
         print(f"{type(error).__name__} after {took:.0f} s: {error}", file=sys.stderr)
         assert took < 60, "the others have waited"
         sys.exit(3)
@@ -331,10 +342,64 @@ def test_the_command_works_through_accelerate_launch(tmp_path):
     launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0 -m mdprop.cli"  # --cpu would start one process
     options = "train --size 16 --recipe plain --epochs 1 --width 2 --dim 8 --batch-size 10 --per-class 2 --quiet --out run"
     words = f"{launcher} {options}".split()
-    run = subprocess.run([sys.executable, *words], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+    run = subprocess.run([sys.executable, *words], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("next: mdprop evaluate run") == 1, run.stdout
+    assert run.stdout.count("Run(run: recipe 'plain'") == 1, run.stdout
     assert load(tmp_path / "run").config["processes"] == 2
+
+
+NOTEBOOK = """
+import torch
+from accelerate import notebook_launcher
+from mdprop.parallel import any_process, gather_rows, processes, rank, sharded
+
+def cell(path):
+    with sharded():
+        total = gather_rows(torch.ones(1) + rank(), processes())
+        open(f"{path}/{rank()}", "w").write(f"{processes()} {total.tolist()}")
+
+with sharded():
+    assert processes() == 1  # before the launch, as in a notebook that has trained alone
+notebook_launcher(cell, (".",), num_processes=2)
+"""
+
+
+def test_a_notebook_starts_processes_by_its_launcher(tmp_path):
+    run = subprocess.run([sys.executable, "-c", NOTEBOOK], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert run.returncode == 0, run.stderr
+    assert [(tmp_path / str(r)).read_text() for r in range(2)] == ["2 [1.0, 2.0]"] * 2
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    "As accelerate's launcher starts a process."
+    for name in (*parallel._STARTED, "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    parallel._warn_of_one_process.cache_clear()
+    return monkeypatch
+
+
+def test_one_process_instead_of_several_is_told_once(launched):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with sharded():  # one process was asked for
+            pass
+        launched.setenv("MASTER_PORT", "29500")  # several were
+        with pytest.raises(UserWarning, match=r"has started one process, which does the work of all.*torchrun --nproc_per_node 2"), sharded():
+            pass
+    parallel._warn_of_one_process.cache_clear()
+    with pytest.warns(UserWarning, match="one process") as told:
+        for _ in range(3):
+            with sharded():
+                pass
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("name", parallel._STARTED)
+def test_every_launcher_is_asked_how_many_it_has_started(launched, name):
+    launched.setenv(name, "3")
+    assert parallel._started() == 3
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from torch import nn
 from mdprop.attacks import FeatureAttack, TripletAttack
 from mdprop.data import glyphs
 from mdprop.model import Embedder, embed
-from mdprop.norm import convert_multi_norm, domains_of
+from mdprop.norm import MultiNorm, convert_multi_norm, domains_of
 from mdprop.recipes import RECIPES, Branch, Recipe, get_recipe, recipe_state
 from mdprop.runs import load_tensors
 from mdprop.train import Trainer, Training, fit, training_step
@@ -109,6 +109,11 @@ def test_joint_and_separate_losses_are_what_they_say():
             z = model(mixed.images)
         expected = loss(z, mixed.labels) if recipe.joint else loss(z[:12], y) + 0.5 * loss(z[12:], y)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)  # the second pass has other running statistics, not other batch statistics
+
+
+def test_one_norm_may_see_every_branch(few, tmp_path):
+    run = fit(few, RECIPES["mdprop"](share="all"), tmp_path / "run", **QUICK)
+    assert run.config["domains"] == ["clean"] and not any(isinstance(module, MultiNorm) for module in run.model().modules())
 
 
 @pytest.mark.parametrize("share", ["statistics", "affine"])

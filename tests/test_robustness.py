@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from mdprop.attacks import FeatureAttack
-from mdprop.data import ImageSet, glyphs
+from mdprop.data import ImageSet, glyphs, spread_evenly
 from mdprop.model import Embedder, embed
 from mdprop.norm import convert_multi_norm, use_domain
 from mdprop.retrieval import retrieval_metrics
@@ -139,9 +139,19 @@ def test_official_queries_search_their_gallery_alone():
     asked = torch.arange(len(data)) % 3 == 0
     expected = retrieval_metrics(z[asked], data.labels[asked], gallery=z[~asked], gallery_labels=data.labels[~asked])
     assert {name: found[name] for name in expected} == expected != retrieval_metrics(z, data.labels)
-    moved = embed_attacked(model, data, FeatureAttack(5, 8 / 255, 2))
-    nearest = (moved[asked] @ z[~asked].T).argmax(1)
+    moved = embed_attacked(model, data.subset(asked), FeatureAttack(5, 8 / 255, 2))
+    nearest = (moved @ z[~asked].T).argmax(1)
     assert found["recall_at_1_multi"] == pytest.approx((data.labels[~asked][nearest] == data.labels[asked]).float().mean().item())
+
+
+def test_a_few_attacked_queries_search_among_all_images():
+    data = glyphs(classes=6)
+    model = Embedder("resnet10", 16, data.shape, width=4).eval()
+    found, z, rows = evaluate(model, data, steps=2, attacked=7), embed(model, data), torch.tensor(spread_evenly(7, len(data)))
+    queries = embed_attacked(model, data.subset(rows), FeatureAttack(1, 8 / 255, 2))
+    nearest = (queries @ z.T).scatter(1, rows[:, None], -2).argmax(1)
+    assert found["recall_at_1_single"] == pytest.approx((data.labels[nearest] == data.labels[rows]).float().mean().item())
+    assert found["map_at_r"] == evaluate(model, data, steps=0)["map_at_r"]
 
 
 def test_validation_classes_count_as_seen_and_names_stay_apart(runs, sets):
@@ -154,3 +164,13 @@ def test_validation_classes_count_as_seen_and_names_stay_apart(runs, sets):
     for name in ("valid", "../up", "a/b", ""):
         with pytest.raises(RunError, match="cannot name a snapshot"):
             evaluate(runs[0], test, eps=0, steps=0, name=name)
+
+
+def test_a_policy_that_needs_classes_gets_those_of_the_images(sets):
+    torch.manual_seed(0)
+    model, test = Embedder("resnet10", dim=8, image_shape=sets[1].shape, width=4).eval(), sets[1]
+    recall = {
+        policy: attacked_recall(embed_attacked(model, test, FeatureAttack(1, 4 / 255, 5, policy=policy)), embed(model, test), test.labels)
+        for policy in ("own_class", "random", "other_class")
+    }
+    assert recall["own_class"] > 2 * max(recall["random"], recall["other_class"])

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import re
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -241,6 +244,36 @@ def test_a_second_call_goes_on(model, small, tmp_path, monkeypatch):
     assert not calls  # finished
     ers(Tiny(16, seed=9), small, **settings)
     assert sum(calls) == len(small)  # another model begins anew
+
+
+def bad_deflate(path):
+    "An archive of sound form whose packed bytes are none."
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name in ("sample", "values", "finished"):
+            file.writestr(f"{name}.npy", bytes(200))
+    content = bytearray(path.read_bytes())
+    content[50:54] = b"\xff" * 4
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2), "empty": lambda path: os.truncate(path, 0), "packed": bad_deflate,
+    "encrypted": lambda path: path.write_bytes(re.sub(rb"(?<=PK\x01\x02.{4})\x00", b"\x01", path.read_bytes(), flags=re.DOTALL)),
+    "of other images": lambda path: np.savez(path, sample=0, values=np.zeros((3, 2)), finished=np.zeros(3, bool)),
+    "without its parts": lambda path: np.savez(path, x=1), "no archive": lambda path: path.write_text("robust"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_outcomes_are_named_and_made_again(model, small, tmp_path, damage):
+    settings = dict(attacks=["TMA", "QA+"], steps=1, size=7, folder=tmp_path, progress=False)
+    want = ers(model, small, **settings)
+    (path,) = tmp_path.glob("ers-*.npz")
+    sound = path.read_bytes()
+    DAMAGE[damage](path)
+    with pytest.warns(UserWarning, match=rf"{path.name} is damaged .* attacked again"):
+        pd.testing.assert_frame_equal(ers(model, small, **settings).outcomes, want.outcomes)
+    assert path.read_bytes() == sound
 
 
 def test_restarts_find_lower_objectives(model, small):

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from mdprop import robustness as room
 from mdprop.attacks import FeatureAttack
-from mdprop.data import cub200, glyphs, omniglot
+from mdprop.data import ImageSet, cub200, glyphs, omniglot
 from mdprop.model import Embedder, embed
 from mdprop.norm import DomainGate, convert_multi_norm, interpolate_domains
+from mdprop.retrieval import retrieval_metrics
 from mdprop.robustness import SHIFTS, TEN, RobustnessReport, attack_curve, ers, evaluate_shifts, masking_signs
 from mdprop.robustness import robustness_gain, robustness_report, shift_images, square_attack, transfer_table
 from mdprop.runs import RunError
@@ -84,6 +85,8 @@ def test_the_square_attack_stays_in_the_ball_and_comes_down(letters):
     moved, value = square_attack(objective, x, 8 / 255, 50, seed=1)
     assert (moved - x).abs().max() <= 8 / 255 + 1e-6 and moved.min() >= 0 and moved.max() <= 1
     torch.testing.assert_close(value, objective(moved).detach())
+    alone = square_attack(lambda x: torch.linalg.vector_norm(model(x) - target, dim=1), x[4:], 8 / 255, 50, seed=1, rows=torch.tensor([4, 5]))[0]
+    torch.testing.assert_close(alone, moved[4:])  # whatever stands beside an image
 
 
 # Curves and transfer
@@ -263,6 +266,23 @@ def test_shifted_queries_by_loops(runs, sets):
                 precisions.append(sum(sum(right[: k + 1]) / (k + 1) for k in range(count) if right[k]) / count)
         assert row.recall_at_1 == pytest.approx(np.mean(recalls)) and row.map_at_r == pytest.approx(np.mean(precisions), abs=1e-6)
         assert row.error == pytest.approx(1.96 * np.std(recalls, ddof=1) / len(recalls) ** 0.5) and row.images == len(recalls)
+
+
+def test_official_queries_are_shifted_and_search_their_gallery(letters):
+    data = glyphs(classes=8, size=16)
+    roles = ["query" if i % 3 == 0 else "gallery" for i in range(len(data))]
+    official = ImageSet(data.images, data.labels, data.class_names, data.keys, split="official", roles=roles)
+    model, own = letters[1], torch.arange(len(data))[::3]
+    table, z = evaluate_shifts(model, official, ["noise"], [2], seed=3, progress=False), embed(letters[1], data)
+    assert room._subset(official, 5, 0).remainder(3).eq(0).all()
+    gallery = torch.arange(len(data)) % 3 != 0
+    for row, kind in zip(table.itertuples(), ("clean", "noise"), strict=True):
+        x = data.batch(own.tolist())[0]
+        with torch.no_grad():
+            queries = model(shift_images(x, kind, 2, 3, own) if kind != "clean" else x)
+        expected = retrieval_metrics(queries, data.labels[own], (1,), gallery=z[gallery], gallery_labels=data.labels[gallery])
+        assert (row.recall_at_1, row.map_at_r) == pytest.approx((expected["recall_at_1"], expected["map_at_r"]))
+        assert row.images == len(own)
 
 
 def test_unknown_shifts(letters):

@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from mdprop.data import glyphs, image_folder
 from mdprop.model import Embedder
 from mdprop.recipes import mdprop
 from mdprop.runs import Run, RunError, add_note, checkpoints, exclusive, load_tensors, newest_checkpoint, save_tensors
-from mdprop.train import CHANGEABLE, InParts, NonFiniteError, StopTraining, create_loss, fit, signs_of_trouble, training_step
+from mdprop.train import CHANGEABLE, InParts, NonFiniteError, StopTraining, Trainer, create_loss, fit, signs_of_trouble, training_step
 
 QUICK = dict(epochs=3, width=4, dim=8, batch_size=16, per_class=2, progress=False)
 
@@ -74,6 +75,7 @@ def assert_same_bytes(run: Run, whole: Run) -> None:
 
 # Killed
 
+PATIENCE = 600  # seconds until a process counts as hung: the machine may be busy
 PROCESSES = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
 
 
@@ -139,7 +141,7 @@ def killed_again_and_again(folder: Path, seed: int, kills: int) -> tuple[Run, in
     for point in kill_points(seed):
         child = PROCESSES.Process(target=train_and_die, args=(folder, point))
         child.start()
-        child.join(120)
+        child.join(PATIENCE)
         assert child.exitcode in (0, -signal.SIGKILL), child.exitcode
         died += child.exitcode != 0
         if child.exitcode == 0 or died == kills:
@@ -192,7 +194,7 @@ def on_a_small_disk(folder: Path, limit: int) -> None:
 def test_a_disk_that_takes_no_more_leaves_the_last_checkpoint(whole, tmp_path):
     child = PROCESSES.Process(target=on_a_small_disk, args=(tmp_path / "run", 20_000))
     child.start()
-    child.join(120)
+    child.join(PATIENCE)
     assert "could not be written" in (tmp_path / "run" / "error.txt").read_text()
     (tmp_path / "run" / "error.txt").unlink()
     assert load_tensors(tmp_path / "run" / "last.safetensors")[1]["epoch"] == 1
@@ -341,29 +343,35 @@ def test_each_of_several_watches_is_told(tmp_path):
 # One at a time
 
 
-def hold(folder: Path, ready, orphan: bool) -> None:
+def hold(folder: Path, ready, over: Path, orphan: bool) -> None:
+    "Hold a run folder until a file says that the test is over."
     with exclusive(folder):
-        if orphan and not os.fork():  # such as a process that decodes images
-            time.sleep(60)
-            os._exit(0)
-        ready.set()
-        time.sleep(60)
+        is_orphan = orphan and not os.fork()  # such as a process that decodes images
+        if not is_orphan:
+            ready.set()
+        end = time.monotonic() + PATIENCE
+        while not over.exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        os._exit(0)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="forks")
 @pytest.mark.parametrize("orphan", [False, True])
 def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path, orphan):
-    ready = PROCESSES.Event()
-    child = PROCESSES.Process(target=hold, args=(tmp_path / "run", ready, orphan))
+    ready, over = PROCESSES.Event(), tmp_path / "over"
+    child = PROCESSES.Process(target=hold, args=(tmp_path / "run", ready, over, orphan))
     child.start()
     try:
-        assert ready.wait(60)
+        assert ready.wait(PATIENCE)
         with pytest.raises(RunError, match=rf"run is being trained by process {child.pid} on .*: wait until it ends, stop it, or choose another out="):
             train(tmp_path / "run")
     finally:
         child.kill()
         child.join()
-    assert len(train(tmp_path / "run", epochs=1).metrics) == 1
+    try:
+        assert len(train(tmp_path / "run", epochs=1).metrics) == 1  # the orphan lives on, and holds nothing
+    finally:
+        over.touch()
 
 
 # Not finite
@@ -458,6 +466,14 @@ def test_a_full_memory_halves_the_rows_and_keeps_the_step(tmp_path, recipe):
     assert narrow.metrics["loss"].tolist() == pytest.approx(wide.metrics["loss"].tolist(), rel=2e-3)
 
 
+@pytest.mark.parametrize(("count", "told"), [(2, "full with 16 images at once: take more processes"), (1, "full with 3 images at once: take smaller images")])
+def test_a_memory_that_cannot_be_halved_says_what_to_do(monkeypatch, count, told):
+    monkeypatch.setattr("mdprop.train.processes", lambda: count)
+    trainer = SimpleNamespace(micro_batch=None if count > 1 else 3, recipe=mdprop(), training=SimpleNamespace(batch_size=16), device="cuda:1")
+    with pytest.raises(torch.cuda.OutOfMemoryError, match=rf"the memory of cuda:1 is {told}.*Tried to allocate 2"):
+        Trainer._halve(trainer, torch.cuda.OutOfMemoryError("Tried to allocate 2.00 GiB"))
+
+
 def gradients(model, network, recipe, x, y):
     model.zero_grad()
     torch.manual_seed(0)
@@ -490,19 +506,29 @@ def test_statistics_move_once_for_each_part(tmp_path):
 # Times, notes and paths
 
 
-def test_the_share_of_waiting_for_images_is_measured(tmp_path, capsys):
-    few, told = data(), []
+def test_the_share_of_waiting_for_images_is_measured(tmp_path, capsys, monkeypatch):
+    few, told, clock = data(), [], [0.0]
     slow = few.raw_batch
+    monkeypatch.setattr("mdprop.train.time", SimpleNamespace(perf_counter=lambda: clock[0], monotonic=time.monotonic))
 
     def waiting(indices):
-        time.sleep(0.05)
+        clock[0] += 3
         return slow(indices)
 
+    class Thinking(torch.nn.Module):
+        def forward(self, x):
+            clock[0] += 1
+            return x
+
+    def watch(what, facts):
+        told.append(facts)
+        clock[0] += 100  # is not training
+
     few.raw_batch = waiting
-    run = fit(few, "plain", tmp_path / "run", valid=None, watch=lambda what, facts: told.append(facts), **QUICK | dict(progress=True))
-    assert 0.2 < run.metrics["data_share"].min() < 1
-    assert all(0 < facts["data_share"] < 1 for facts in told if "lr" in facts and "seconds" in facts)
-    assert "data=" in capsys.readouterr().err
+    run = fit(few, "plain", tmp_path / "run", valid=None, watch=watch, augment=Thinking(), **QUICK | dict(progress=True))
+    assert run.metrics["data_share"].tolist() == pytest.approx([0.75] * 3)
+    assert [facts["data_share"] for facts in told if "lr" in facts and "seconds" in facts] == pytest.approx([0.75] * len(told[1:-1]))
+    assert "data=75%" in capsys.readouterr().err
     assert (run.metrics["seconds"] > 0).all() and list(run.metrics)[-3:] == list(runs.TIMINGS)
 
 

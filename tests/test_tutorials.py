@@ -32,8 +32,8 @@ def prose(path: Path) -> str:
     return "\n".join(cell["source"] for cell in cells_of(path, "markdown"))
 
 
-def test_there_are_lessons():
-    assert len(LESSONS) >= 5 and len({path.stem[:9] for path in LESSONS}) == len(LESSONS), "lesson_01_..., each number once"
+def test_there_are_ten_lessons():
+    assert [int(path.stem[7:9]) for path in LESSONS] == list(range(1, 11)), "lesson_01_... to lesson_10_..., each number once"
 
 
 @each_lesson

@@ -422,7 +422,7 @@ def _distance_curves(
             curves.append(Curve(f"mean, {names[number]} ({way})", steps, mean, hue=1 if way == "attacked" else 4, dash=0 if way == "attacked" else 1))
     return [*curves, Curve("from the clean embedding", steps, outcome.trace.moved.numpy(), hue=0, dash=3)]
 
-# %% ../../nbs/13d_attack.ipynb #823c0827
+# %% ../../nbs/13d_attack.ipynb #2aa6a836
 _LAST = 50  # of `AttackState.step`: the last one, however many there are
 
 
@@ -432,7 +432,7 @@ def _controls(
     classes: Sequence[str],
 ) -> dict[str, Any]:
     "Widgets by the name of the setting that they show."
-    wide = dict(style={"description_width": "84px"}, layout=ipywidgets.Layout(width="300px"))
+    wide = dict(style={"description_width": "84px"}, layout=ipywidgets.Layout(width="276px"))
     choice = lambda label, options, tip: ipywidgets.Dropdown(description=label, options=options, tooltip=tip, **wide)
     slider = lambda kind, label, low, high, step, tip: kind(description=label, min=low, max=high, step=step, tooltip=tip, **wide)
     whole, real = ipywidgets.IntSlider, ipywidgets.FloatSlider
@@ -453,18 +453,19 @@ def _controls(
     made["attacked"].disabled = len(names) < 2
     return made
 
-# %% ../../nbs/13d_attack.ipynb #93c0a538
+# %% ../../nbs/13d_attack.ipynb #7c0fad45
 class _Gallery:
     "The images to click: of a class, and the targets."
 
     def __init__(self, state: AttackState, images: ImageSet, sheet: dict[str, Any]):
-        self.state, self.images, self.tiles = state, images, Tiles(tile=44, **sheet)
+        beside = ipywidgets.Layout(flex="1 1 480px", min_width="320px", max_height="330px", margin="0 0 0 16px", overflow="auto")
+        self.state, self.images, self.tiles = state, images, Tiles(tile=44, layout=beside, **sheet)
         self.aimed: list[int] = []  # the targets of the attack that is shown
         self.clicks = ipywidgets.Dropdown(
             description="A click picks", options=[("the image to attack", "item"), ("targets", "picked")], tooltip="What a click on an image does",
-            style={"description_width": "84px"}, layout=ipywidgets.Layout(width="300px"),
+            style={"description_width": "84px"}, layout=ipywidgets.Layout(width="276px"),
         )  # fmt: skip
-        self.random = ipywidgets.Button(description="Random image", tooltip="Attack any image", layout=ipywidgets.Layout(width="210px"))
+        self.random = ipywidgets.Button(description="Random image", tooltip="Attack any image", layout=ipywidgets.Layout(width="186px"))
         self.random.on_click(lambda _: self.pick(int(np.random.default_rng().integers(len(images)))))
         self.tiles.observe(self._clicked, "picked")
         state.observe(lambda _: self.show(), ["shown", "item", "picked", "policy"])
@@ -508,14 +509,14 @@ class _Gallery:
         rows.append(tile_row(f"Targets: {TARGETS[state.policy]}", chosen, [""] * len(chosen), ["target"] * len(chosen), list(map(named, chosen)), empty=empty))
         self.tiles.rows, self.tiles.picked = rows, state.item
 
-# %% ../../nbs/13d_attack.ipynb #7815673a
+# %% ../../nbs/13d_attack.ipynb #e01d3511
 class _Choice:
     "The controls, tied to the state."
 
     def __init__(self, state: AttackState, models: Sequence[AttackedModel], classes: Sequence[str]):
         self.state, self.models, self.quiet = state, models, False
         self.controls = _controls(state, [model.name for model in models], classes)
-        self.again = ipywidgets.Button(description="Draw again", tooltip="Other targets and another random start", layout=ipywidgets.Layout(width="210px"))
+        self.again = ipywidgets.Button(description="Draw again", tooltip="Other targets and another random start", layout=ipywidgets.Layout(width="186px"))
         self.again.on_click(lambda _: state.set_trait("seed", state.seed + 1))
         self.controls["step"].observe(self._stepped, "value")
         self.controls["domain"].observe(lambda change: state.set_trait("domain", change["new"] or ""), "value")
@@ -548,7 +549,7 @@ class _Choice:
         control.value = min(self.state.step, last)
         self.quiet = False
 
-# %% ../../nbs/13d_attack.ipynb #e0d534f8
+# %% ../../nbs/13d_attack.ipynb #2199f283
 class _Shown:
     "Pictures, charts and found images of an outcome."
 
@@ -600,7 +601,8 @@ class _Shown:
         figure.add_vline(x=step, line=dict(width=1, color="#8a949e"))
         figure.update_yaxes(rangemode="tozero")
         below = dict(orientation="h", x=0, xanchor="left", y=-0.2, yref="paper", yanchor="top", font_size=11)
-        return [*made, figure.update_layout(height=400, legend=below, margin=dict(l=52, r=16, t=44, b=70))]
+        figure.update_layout(height=400, legend=below, margin=dict(l=52, r=16, t=44, b=70))
+        return [one.update_xaxes(title_standoff=2) for one in (*made, figure)]  # so that the legend stands below the title of the axis, however wide the page
 
 # %% ../../nbs/13d_attack.ipynb #7ed3e57f
 ATTACK_JS = files("mdprop").joinpath("attack.js").read_text(encoding="utf-8")
@@ -620,7 +622,7 @@ def _steps_block(
     found = tiles_block(shown.found) | {"rows": [shown.found_rows(outcome, step) for step in steps]}
     return {"kind": "steps", "script": ATTACK_JS, "steps": steps, "pictures": pictures, "found": found}
 
-# %% ../../nbs/13d_attack.ipynb #a2e22214
+# %% ../../nbs/13d_attack.ipynb #11daa66b
 _ATTACK_SETTINGS = ("item", "attacked", "domain", "objective", "policy", "picked", "count", "eps", "steps", "seed", "k")
 _PATIENCE = 3.0  # seconds that a still picture waits for the first attack
 _PAUSE = 0.1  # seconds: what is changed again within them starts no attack of its own
@@ -657,7 +659,6 @@ def _arranged(choice: _Choice, gallery: _Gallery, shown: _Shown, status: Status)
     controls = choice.controls
     row = lambda *children: ipywidgets.Box(list(children), layout=ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start"))
     column = lambda *names: ipywidgets.VBox([controls[name] for name in names])
-    gallery.tiles.layout = ipywidgets.Layout(flex="1 1 480px", min_width="320px", max_height="330px", margin="0 0 0 16px", overflow="auto")
     pictures = ipywidgets.VBox([controls["step"], shown.pictures])
     halves = ipywidgets.Layout(grid_template_columns="repeat(auto-fit, minmax(max(420px, 40%), 1fr))", grid_gap="8px 16px")
     panels = ipywidgets.GridBox([pictures, shown.distances, *shown.paths], layout=halves)
@@ -725,7 +726,7 @@ class _AttackPage(Dashboard):
             return f"AttackDashboard({names}, {len(self.images):,} images; {self.status.problem or self.status.doing or 'no attack yet'})"
         return f"AttackDashboard({names}, {len(self.images):,} images; {_in_words(self.settings, self.models, self.images, self.outcome)})"
 
-# %% ../../nbs/13d_attack.ipynb #976a218b
+# %% ../../nbs/13d_attack.ipynb #fac4e6ed
 class AttackDashboard(_AttackPage):
     "One image under attack: perturbation, path of its embedding, distances to the targets, and what is found before and after, in one or two models."
 
@@ -791,6 +792,10 @@ class AttackDashboard(_AttackPage):
             return asked, self.attacks.run(asked, report)
 
         self.work.start(f"Attacking {self.images.keys[asked.item]}", attack, self._arrived)
+
+    def _take_up(self) -> None:
+        if self.outcome is None:
+            self.recompute()
 
     def _arrived(self, found: tuple[AttackState, AttackOutcome]) -> None:
         "A new outcome."

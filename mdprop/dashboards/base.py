@@ -6,18 +6,21 @@
 __all__ = ['MARKS', 'State', 'Cancelled', 'Work', 'Status', 'Ground', 'Chart', 'line_key', 'Tiles', 'tile_row', 'chart_grid',
            'Dashboard', 'text_block', 'chart_block', 'table_block', 'tiles_block', 'page']
 
-# %% ../../nbs/13a_base.ipynb #69f07407
+# %% ../../nbs/13a_base.ipynb #63713d26
 import base64
 import gzip
 import html
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import wraps
 from importlib.resources import files
+from inspect import isfunction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -26,7 +29,7 @@ from numpy.typing import ArrayLike
 from .. import needs_extra
 from .still import still
 from ..figures import DASHES, _colour
-from ..panels import sprite_sheet, whole_page
+from ..panels import LightWidget, sprite_sheet, whole_page
 from ..retrieval import as_embeddings, as_labels
 from ..runs import Run, RunError, Snapshot, load, replacing
 
@@ -177,7 +180,32 @@ def told_apart(
             told[i] = "/".join(own[-most:]) if most else f"{name} ({i + 1})"
     return told
 
-# %% ../../nbs/13a_base.ipynb #e4a11119
+# %% ../../nbs/13a_base.ipynb #d6b91c2c
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_FORESEEN = (ValueError, OSError, ImportError)  # their messages name the remedy
+_UNFORESEEN = "The way there: import traceback; traceback.print_last(). If it is not the call that is wrong, please report it."
+
+
+def in_a_line(
+    function: _Function,  # a method that a user calls
+) -> _Function:
+    "The same; an exception that leaves it is shown as one line in a notebook."
+
+    @wraps(function)
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(self, *args, **kwargs)
+        except Exception as error:
+            if not hasattr(error, "_render_traceback_"):
+                said = in_words(error, *(given for given in (*args, *kwargs.values()) if isinstance(given, (str, Path))))
+                if not isinstance(error, _FORESEEN):
+                    said = f"{type(error).__name__}: {said}\n{_UNFORESEEN}"
+                error._render_traceback_ = lambda: [f"\x1b[1;31m{type(self).__name__}:\x1b[0m {said}"]  # type: ignore[attr-defined]
+            raise
+
+    return called  # type: ignore[return-value]
+
+# %% ../../nbs/13a_base.ipynb #a7e199b4
 class State(traitlets.HasTraits):
     "What the user has set. A tag `kept=False` leaves a trait out of `as_dict`; `as_json=(out, back)` says how it is written."
 
@@ -186,6 +214,7 @@ class State(traitlets.HasTraits):
         kept = self.traits(kept=lambda kept: kept is not False)
         return {name: _as_is(trait)[0](deepcopy(getattr(self, name))) for name, trait in sorted(kept.items())}
 
+    @in_a_line
     def load(
         self,
         values: Mapping[str, Any],  # of `as_dict`; what is left out stays as it is
@@ -364,7 +393,7 @@ def _library() -> _Library:
         _libraries[:] = [_Library(code=gzip.compress(get_plotlyjs().encode(), 6, mtime=0), grounds=json.dumps(_grounds()))]
     return _libraries[-1]
 
-# %% ../../nbs/13a_base.ipynb #230129a5
+# %% ../../nbs/13a_base.ipynb #aad84212
 class Chart(anywidget.AnyWidget):
     "A plotly figure in a dashboard: as wide as its place, still there after a reload, and drawn as a whole whenever it changes."
 
@@ -379,7 +408,7 @@ class Chart(anywidget.AnyWidget):
         figure: "go.Figure | None" = None,  # what to show; None: nothing yet
         label: str = "chart",  # what a screen reader says
     ) -> None:
-        super().__init__(label=label, library=_library().model_id)
+        super().__init__(label=label, library=_library().model_id, layout={"min_width": "0"})  # it may become narrower than it was drawn
         self._clicked: list[Callable[[int, Any], None]] = []
         self.on_msg(self._heard)
         self.show_figure(go.Figure() if figure is None else figure)
@@ -492,12 +521,65 @@ def chart_grid(
     pairs = [ipywidgets.GridBox(list(charts[i : i + 2]), layout=layout(least)) for i in range(0, len(charts), 2)]
     return ipywidgets.GridBox(pairs, layout=layout(2 * least + 12))
 
-# %% ../../nbs/13a_base.ipynb #917333af
+# %% ../../nbs/13a_base.ipynb #b8b93012
+_showing: dict[str, tuple[str, list["Dashboard"]]] = {}  # cell -> (its last run, the dashboards that it shows)
+
+
+def _this_run() -> tuple[str, str]:
+    "The notebook cell that runs now and the name of this run; empty where cells have no names, as in a plain terminal."
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    parent = shell.get_parent() if shell is not None and hasattr(shell, "get_parent") else {}
+    return parent.get("metadata", {}).get("cellId", ""), parent.get("header", {}).get("msg_id", "")
+
+
+def shows_here(dashboard: "Dashboard") -> None:
+    "Note that this cell shows the dashboard; close what only the last run of the cell showed."
+    cell, run = _this_run()
+    if not cell:
+        return
+    former_run, former = _showing.get(cell, ("", []))
+    _showing[cell] = (run, [*(former if run == former_run else []), dashboard])
+    shown = [id(one) for _, several in _showing.values() for one in several]
+    for one in former if run != former_run else []:
+        if id(one) not in shown:
+            one.close()
+
+
+def widgets_of(
+    value: Any,  # a widget, or what it holds
+) -> list[Any]:
+    "The widget and all that it is made of (children, layouts, styles), parts before wholes."
+    found, seen = list[Any](), set[int]()
+
+    def visit(one: Any) -> None:
+        if isinstance(one, (list, tuple)):
+            for part in one:
+                visit(part)
+        elif isinstance(one, ipywidgets.Widget) and id(one) not in seen:
+            seen.add(id(one))
+            for name in one.keys:
+                visit(getattr(one, name))
+            found.append(one)
+
+    visit(value)
+    return found
+
+# %% ../../nbs/13a_base.ipynb #50cb99e4
 class Dashboard:
     "A widget, the state behind it, and the page that can be saved from it."
 
     state: State
     widget: Any  # what is displayed
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        "Whatever a user calls tells an error in a line; see `in_a_line`."
+        super().__init_subclass__(**kwargs)
+        for name, value in list(vars(cls).items()):
+            if isfunction(value) and (not name.startswith("_") or name in ("__init__", "_repr_mimebundle_")):
+                setattr(cls, name, in_a_line(value))
+            elif isinstance(value, property) and value.fget:
+                setattr(cls, name, property(in_a_line(value.fget), value.fset and in_a_line(value.fset), doc=value.__doc__))
 
     def blocks(self) -> list[dict[str, Any]]:
         "What stands on the saved page; see `page`."
@@ -511,6 +593,7 @@ class Dashboard:
         "Title and subtitle of the saved page."
         return type(self).__name__, "made with mdprop"
 
+    @in_a_line
     def save_html(
         self,
         path: str | Path,  # of the file to write
@@ -522,6 +605,7 @@ class Dashboard:
             aside.write_text(page(title or own, subtitle, self.blocks()), encoding="utf-8")
         return Path(path)
 
+    @in_a_line
     def save_png(
         self,
         path: str | Path,  # of the file to write
@@ -530,6 +614,7 @@ class Dashboard:
         "A still picture of what is shown now. Written as a whole or not at all."
         return self._save_still(Path(path), "png", width)
 
+    @in_a_line
     def save_svg(self, path: str | Path, width: int = 1200) -> Path:
         "The same as a vector picture, whose words stay words."
         return self._save_still(Path(path), "svg", width)
@@ -542,11 +627,32 @@ class Dashboard:
     def _still(self, kind: str = "png", width: int = 1200) -> bytes:
         return still(self.picture(), kind, *self.heading(), width)
 
+    def close(self) -> None:
+        "Take the dashboard out of the pages that show it, drop what it computes, and free what they hold. Displayed again, it is back."
+        for work in vars(self).values():
+            if isinstance(work, Work):
+                work.cancel()
+        for widget in widgets_of(self.widget):
+            widget.close()
+
+    def _take_up(self) -> None:
+        "Begin again what `close` has cancelled."
+
+    @in_a_line
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        "The widget, and for places without a widget manager a still picture and a line of text."
+        "The widget, opened again where it was closed, and for places without a widget manager a still picture and a line of text."
+        if self.widget.comm is None:
+            for widget in widgets_of(self.widget):
+                widget.__dict__.pop("_repr_mimebundle_", None)  # closing has left None there
+                widget.open()
+            self._take_up()
+        shows_here(self)
         shown = self.widget._repr_mimebundle_(**kwargs) or {}
         data, metadata = shown if isinstance(shown, tuple) else (shown, {})
-        return {**data, "image/png": base64.b64encode(self._still()).decode(), "text/plain": repr(self)}, metadata
+        picture = self._still()
+        if isinstance(self.widget, LightWidget):
+            self.widget.stand_in(picture)
+        return {**data, "image/png": base64.b64encode(picture).decode(), "text/plain": repr(self)}, metadata
 
 # %% ../../nbs/13a_base.ipynb #c996a1c3
 def text_block(

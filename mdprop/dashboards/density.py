@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['DensityState', 'Spaces', 'DensityDashboard']
 
-# %% ../../nbs/13b_density.ipynb #4d2a220d
+# %% ../../nbs/13b_density.ipynb #d8a95c88
 import io
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -202,31 +201,7 @@ class Picture:
 
 SIDES: Sequence[Literal["before", "after"]] = ("before", "after")
 
-# %% ../../nbs/13b_density.ipynb #c9b76201
-_showing: dict[str, tuple[str, list[Any]]] = {}  # cell -> (its last run, the dashboards that it shows)
-
-
-def _this_run() -> tuple[str, str]:
-    "The notebook cell that runs now and the name of this run; empty where cells have no names, as in a plain terminal."
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    parent = shell.get_parent() if shell is not None and hasattr(shell, "get_parent") else {}
-    return parent.get("metadata", {}).get("cellId", ""), parent.get("header", {}).get("msg_id", "")
-
-
-def shows_here(dashboard: Any) -> None:
-    "Note that this cell shows the dashboard; close what only the last run of the cell showed."
-    cell, run = _this_run()
-    if not cell:
-        return
-    former_run, former = _showing.get(cell, ("", []))
-    _showing[cell] = (run, [*(former if run == former_run else []), dashboard])
-    shown = [id(one) for _, several in _showing.values() for one in several]
-    for one in former if run != former_run else []:
-        if id(one) not in shown:
-            one.close()
-
-# %% ../../nbs/13b_density.ipynb #68e32a14
+# %% ../../nbs/13b_density.ipynb #4f01d943
 class DensityDashboard(Dashboard):
     "Two embeddings of the same items side by side and their difference: linked pictures, measures of the full space, classes, charts, images."
 
@@ -502,24 +477,16 @@ class DensityDashboard(Dashboard):
     def _still(self, kind: str = "png", width: int = 1200) -> bytes:
         return (still_png if kind == "png" else still_svg)(self.view, width)
 
-    def close(self) -> None:
-        "Take the dashboard out of the pages that show it, and free what they hold. Displayed again, it is back."
-        for work in (self._work, self._measuring, self._drawing):
-            work.cancel()
-        for widget in (self.view, self.view.layout):
-            widget.close()
-
     def __repr__(self) -> str:
         values = [f"{m['label']} {m['before']:.3f} -> {m['after']:.3f}" for m in self.view.metrics if not {None, "inf"} & {m["before"], m["after"]}]
         return f"DensityDashboard({self.names[0]!r} -> {self.names[1]!r}, {self.n:,} items, {len(self.before.class_names):,} classes; {', '.join(values)})"
 
+    def _take_up(self) -> None:
+        if not self._soon or not self.view.charts:
+            self._measure_rest(None if self.view.sprite else self.pair.sides[0].thumbnails)
+
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        "The widget, opened again where it was closed, and what stands for it where there is no widget manager."
-        if self.view.comm is None:  # closed when its cell was run again
-            for widget in (self.view.layout, self.view):
-                widget.__dict__.pop("_repr_mimebundle_", None)
-                widget.open()
-        shows_here(self)
+        "See `Dashboard`; what takes long waits until the view is on its way to the page."
         data, metadata = super()._repr_mimebundle_(**kwargs)
         self._out.set()
         return data, metadata

@@ -6,7 +6,7 @@
 __all__ = ['MISTAKES', 'NEIGHBOURS_JS', 'first_right', 'NeighbourTable', 'neighbour_table', 'NeighbourView', 'NeighbourState',
            'NeighbourDashboard']
 
-# %% ../../nbs/13c_neighbours.ipynb #4ff4fc52
+# %% ../../nbs/13c_neighbours.ipynb #f586d8da
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -20,13 +20,12 @@ from numpy.typing import ArrayLike, NDArray
 from .. import needs_extra
 from .base import GROUND_JS, PANEL_CSS, TILES_CSS, TILES_JS, Dashboard, Source, State
 from .base import one_item, pair_of_sides, side_name, tile_row
-from ..panels import sprite_sheet
+from ..panels import WHOLE_JS, LightWidget, sprite_sheet
 from ..retrieval import Neighbours, nearest_neighbours
 from ..runs import Snapshot
 
-# %% ../../nbs/13c_neighbours.ipynb #9f082baa
+# %% ../../nbs/13c_neighbours.ipynb #8b4432fc
 with needs_extra("lab"):
-    import anywidget
     import traitlets
 
 # %% ../../nbs/13c_neighbours.ipynb #8db9e847
@@ -119,16 +118,20 @@ def neighbour_table(
     first = [first_right(z, classes, found) for z, found in zip((z_before, z_after), near, strict=True)]
     return NeighbourTable(classes, near[0], near[1], first[0], first[1])
 
-# %% ../../nbs/13c_neighbours.ipynb #5f033d0d
+# %% ../../nbs/13c_neighbours.ipynb #b4019d4e
 NEIGHBOURS_JS = files("mdprop").joinpath("neighbours.js").read_text(encoding="utf-8")
 _IN_A_PAGE = "\nkinds.neighbours = (host, state) => neighbours.render({ model: new PageModel(state), el: host });\n"
 
 
-class NeighbourView(anywidget.AnyWidget):
+class NeighbourView(LightWidget):
     "The widget: the table of both sides, the thumbnails, and what the user has set."
 
-    _esm = GROUND_JS + TILES_JS + NEIGHBOURS_JS + "\nexport default neighbours;\n"
+    _esm = WHOLE_JS + GROUND_JS + TILES_JS + NEIGHBOURS_JS + "\nexport default { render: (place) => drawWhole(place, neighbours.render) };\n"
     _css = PANEL_CSS + TILES_CSS
+    heavy = (
+        "sprite", "labels", "neighbours_before", "neighbours_after", "distances_before", "distances_after", "first_before", "first_after",
+        "class_names", "item_keys",
+    )  # fmt: skip
     sprite = traitlets.Bytes().tag(sync=True)
     sprite_grid = traitlets.List([0, 0]).tag(sync=True)
     width = traitlets.Int(0).tag(sync=True)

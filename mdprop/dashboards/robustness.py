@@ -242,7 +242,7 @@ def _settings_words(runs: Sequence[Measured]) -> str:
         "Scores: 0 (broken) to 100 (nothing happened), Recall@1 in per cent; ± is half of a 95 % interval over the images of one model, not over seeds."
     )
 
-# %% ../../nbs/13g_robustness.ipynb #032f8500
+# %% ../../nbs/13g_robustness.ipynb #f21d777c
 class RobustnessDashboard(Dashboard):
     "Robustness of several runs: scores, radar, growing attacks, natural shifts, transfer between domains, and what speaks against them."
 
@@ -262,14 +262,14 @@ class RobustnessDashboard(Dashboard):
         self._measure = ipywidgets.ToggleButtons(options=["Recall@1", "MAP@R"], tooltips=tips, style={"button_width": "auto"}, layout=_auto())
         self._again = ipywidgets.Button(description="Read again", icon="refresh", tooltip="Read the run folders again", layout=_auto())
         self.charts = [Chart(label=label) for label in ("scores of ten attacks", "score over eps", "score over steps", "natural shifts")]
-        self.charts[0].layout = ipywidgets.Layout(flex="1 1 420px", max_width="720px")
+        self.charts[0].layout.flex, self.charts[0].layout.max_width = "1 1 420px", "720px"
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center", grid_gap="4px 20px", margin="6px 0 0 0")
         each = "repeat(auto-fit, minmax(min(100%, {}px), 1fr))"
         columns = lambda least: ipywidgets.Layout(grid_template_columns=each.format(least), grid_gap="4px 16px", width="100%")
         self._body = ipywidgets.VBox([
             ipywidgets.HBox([self._table, self.charts[0]], layout=ipywidgets.Layout(flex_flow="row wrap", grid_gap="4px 40px", width="100%")),
             ipywidgets.HBox([self._attack, self._shift, self._measure, self._again], layout=row),
-            ipywidgets.GridBox(self.charts[1:], layout=columns(300)), self._transfer,
+            ipywidgets.GridBox(self.charts[1:], layout=columns(260)), self._transfer,
         ])  # fmt: skip
         self.widget = ipywidgets.VBox([self._ground, self._alerts, self._words, self._body], layout=ipywidgets.Layout(width="100%"))
         self._filling = False

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TabState', 'RunDashboards', 'ready_notebook', 'voila_server', 'serve']
 
-# %% ../../nbs/13h_serve.ipynb #b6abb43f
+# %% ../../nbs/13h_serve.ipynb #7b4e7e33
 import html
 import os
 import secrets
@@ -20,7 +20,7 @@ from typing import Any
 
 from .. import needs_extra
 from .attack import AttackDashboard
-from .base import Dashboard, State, as_run, in_words, text_block
+from .base import Dashboard, State, as_run, in_words, text_block, widgets_of
 from .density import DensityDashboard
 from .neighbours import NeighbourDashboard
 from .norms import NormDashboard
@@ -55,7 +55,7 @@ class TabState(State):
             raise traitlets.TraitError(f"tab={proposal.value!r}: there are {', '.join(self._tabs)}")
         return proposal.value
 
-# %% ../../nbs/13h_serve.ipynb #0bb84f99
+# %% ../../nbs/13h_serve.ipynb #f4bbfd1e
 class RunDashboards(Dashboard):
     "Every dashboard that these runs can fill, in tabs; each is made when it is first opened."
 
@@ -96,14 +96,24 @@ class RunDashboards(Dashboard):
         place, self.widget.selected_index = self.widget.children[number], number
         if title in self.dashboards:
             return
-        place.children = [_told(f"Opening {title.lower()} …", "status")]
+        _fill(place, _told(f"Opening {title.lower()} …", "status"))
         try:
             self.dashboards[title] = self.made[title]()
             self.problems.pop(title, None)
-            place.children = [self.dashboards[title].widget]
+            _fill(place, self.dashboards[title].widget)
         except Exception as error:  # whatever it is, it belongs into the tab: a page shows no traceback
             self.problems[title] = f"{title} cannot be shown: {in_words(error, *(run.path for run in self.runs))}"
-            place.children = [_told(self.problems[title], "alert")]
+            _fill(place, _told(self.problems[title], "alert"))
+
+    def close(self) -> None:
+        "See `Dashboard`; those in the tabs are closed as well."
+        for one in self.dashboards.values():
+            one.close()
+        super().close()
+
+    def _take_up(self) -> None:
+        for one in self.dashboards.values():
+            one._take_up()
 
     @property
     def shown(self) -> Dashboard:
@@ -134,13 +144,23 @@ class RunDashboards(Dashboard):
     def __repr__(self) -> str:
         return f"RunDashboards({', '.join(repr(run.name) for run in self.runs)}; {', '.join(self.made)})"
 
-# %% ../../nbs/13h_serve.ipynb #ba9133ed
+# %% ../../nbs/13h_serve.ipynb #970c4c42
 def _told(
     text: str,
     role: str,  # "status" or "alert"
 ) -> Any:
     "A line of text in a tab."
     return ipywidgets.HTML(f'<div role="{role}" style="line-height:1.5;white-space:normal;max-width:110ch">{html.escape(text)}</div>')
+
+
+def _fill(
+    place: Any,  # of a tab
+    widget: Any,  # which is shown in it from now on
+) -> None:
+    "Show a widget; what stood there is not needed any more."
+    former, place.children = place.children, [widget]
+    for one in widgets_of(former):
+        one.close()
 
 # %% ../../nbs/13h_serve.ipynb #baaa2485
 def ready_notebook(

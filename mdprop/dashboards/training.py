@@ -568,7 +568,7 @@ def _standing(board: _Live) -> str:
         lines.append(html.escape(_NO_RUN))
     return "<br>".join(lines)
 
-# %% ../../nbs/13e_training.ipynb #a3a43de8
+# %% ../../nbs/13e_training.ipynb #b985bcd7
 class TrainingDashboard(_Live):
     "Training as it goes, or as it went. Give runs to see them; call `fit` to train; or give it to `mdprop.train.fit` as `watch`."
 
@@ -585,8 +585,12 @@ class TrainingDashboard(_Live):
         for button, action in ((self._view.pause, self.pause), (self._view.resume, self.resume), (self._view.stop, self.stop), (self._view.again, self.read)):
             button.on_click(lambda _, action=action: action())
         _show(self, everything=True)
+        self._take_up()
+
+    def _take_up(self) -> None:
+        "Read the runs again until they are finished, or the dashboard is closed."
         if any(track.standing == "unfinished" for track in self.runs):
-            threading.Thread(target=_follow, args=(weakref.ref(self), every), daemon=True, name="reading runs").start()
+            threading.Thread(target=_follow, args=(weakref.ref(self), self.every), daemon=True, name="reading runs").start()
 
     def fit(
         self,
@@ -653,7 +657,7 @@ class TrainingDashboard(_Live):
         left = lambda track: _time_left(self) if track is self.live else None
         return "TrainingDashboard(" + "; ".join(f"{track.name}: {standing_words(track, left(track))}" for track in self._view.tracks()) + ")"
 
-# %% ../../nbs/13e_training.ipynb #41cf8bcf
+# %% ../../nbs/13e_training.ipynb #dc1ba9f0
 _PATIENCE = 1800.0  # seconds without news after which a run of another process is not read again by itself
 
 
@@ -671,12 +675,12 @@ def _tracks_of(runs: Sequence[Run | str | Path]) -> list[Track]:
 
 
 def _follow(board: "weakref.ref[TrainingDashboard]", every: float) -> None:
-    "The thread that reads runs again until they are finished, nobody has the dashboard any more, or nothing new has come for long."
+    "The thread that reads runs again until they are finished, the dashboard is closed or gone, or nothing new has come for long."
     news = time.monotonic()
     while time.monotonic() - news < _PATIENCE:
         time.sleep(every)
         dashboard = board()
-        if dashboard is None:
+        if dashboard is None or dashboard.widget.comm is None:
             return
         before = [len(track.rows) for track in dashboard.runs]
         dashboard.read()

@@ -8,7 +8,7 @@ __all__ = ['BALLS', 'Objective', 'OBJECTIVES', 'POLICIES', 'LinfBall', 'L2Ball',
            'nearest_distance', 'away', 'choose_targets', 'EmbeddingMemory', 'FeatureAttack', 'Attacked',
            'attack_together', 'Triplets', 'TripletAttack']
 
-# %% ../nbs/05_attacks.ipynb #572f25ff
+# %% ../nbs/05_attacks.ipynb #f07ad7a2
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .model import answering, evaluating
+from .model import HIGHEST_PIXEL, answering, evaluating
 from .norm import split_domains
 from .parallel import gather_rows, own_rows, split_rows
-from .retrieval import nearest_neighbours
+from .retrieval import as_labels, nearest_neighbours
 
 # %% ../nbs/05_attacks.ipynb #b254c3bb
 @dataclass(frozen=True)
@@ -274,11 +274,11 @@ OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mean": mean_distance, "squared": mean_squared_distance, "smooth_max": smooth_max_distance, "nearest": nearest_distance, "away": away,
 }  # fmt: skip
 
-# %% ../nbs/05_attacks.ipynb #a858d0bf
+# %% ../nbs/05_attacks.ipynb #06320ead
 def choose_targets(
     policy: str,  # see the table; all but "dense"
     z: Tensor,  # (n, dim) unit embeddings of a batch
-    labels: Tensor | None,  # (n,) their classes; not needed for "random" and "itself"
+    labels: Tensor | None,  # (n,) their classes, whole numbers; not needed for "random" and "itself"
     count: int,  # K
     generator: torch.Generator | None = None,  # draws
 ) -> Tensor:  # (K, n, dim)
@@ -291,6 +291,7 @@ def choose_targets(
         return z.expand(count, -1, -1)
     if labels is None:
         raise ValueError(f"policy={policy!r} needs the labels of the images: give labels, or use the policy 'random'")
+    labels = labels if isinstance(labels, Tensor) else torch.from_numpy(as_labels(labels, len(z)))
     names, classes = torch.unique(labels.to(z.device), return_inverse=True)
     same = classes[:, None] == classes
     if policy == "own_class":
@@ -483,7 +484,7 @@ class FeatureAttack:
         if self.memory is not None:
             self.memory.z = state.get("z")
 
-# %% ../nbs/05_attacks.ipynb #53401703
+# %% ../nbs/05_attacks.ipynb #f7ff607a
 class Attacked(NamedTuple):
     "Images, and the attack that moves them through a domain."
 
@@ -540,6 +541,9 @@ class _Goal:
         self.balls: tuple[LinfBall, ...] = balls
         self.targets = [self._given(part) for part in parts]
         x = _joined([part.x for part in parts])
+        looked = x.device.type == "cpu" and self.plan.bounds == "pixels" and x.numel()  # a GPU would have to wait for the answer
+        if looked and (highest := float(x.amax())) > HIGHEST_PIXEL:
+            raise ValueError(f"pixels go up to {highest:.4g}: attacks want [0, 1], give x / 255")
         later = [t is None and (part.attack.own_forward or not part.attack.steps) for t, part in zip(self.targets, parts, strict=True)]
         missing = [t is None and not wait for t, wait in zip(self.targets, later, strict=True)]
         with torch.no_grad():

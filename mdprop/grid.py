@@ -7,7 +7,7 @@ __all__ = ['Start', 'GridError', 'Evaluation', 'measure', 'create_recipe', 'Cell
            'train_cell', 'machine_facts', 'epochs_in_time', 'append_row', 'read_rows', 'holm', 'half_interval',
            'paired_test', 'summary_table', 'GridResults', 'CellError', 'run_job', 'plan_grid', 'run_grid']
 
-# %% ../nbs/09a_grid.ipynb #4da63e33
+# %% ../nbs/09a_grid.ipynb #f0b96d6b
 import _thread
 import copy
 import difflib
@@ -43,7 +43,6 @@ from typing import IO, Any, TypeAlias, cast
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 from torch import nn
 
 from . import needs_extra
@@ -603,7 +602,7 @@ def read_rows(
             raise GridError(f"{path}, line {number} cannot be read ({error}): delete the line, and its cell is run again") from error
     return list(rows.values())
 
-# %% ../nbs/09a_grid.ipynb #f0da4e21
+# %% ../nbs/09a_grid.ipynb #13ee1e35
 def holm(
     p: Sequence[float],  # p-values of one family; NaN: no test
 ) -> np.ndarray:  # corrected, in the same order
@@ -622,10 +621,12 @@ def half_interval(
     values: np.ndarray,  # one for each seed
 ) -> float:  # half of the 95 % interval of their mean; NaN for fewer than two
     "Student's t interval over seeds."
+    from scipy import stats  # half a second, which `import mdprop.all` should not take
+
     n = len(values)
     return float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
 
-# %% ../nbs/09a_grid.ipynb #37c880f5
+# %% ../nbs/09a_grid.ipynb #c549c7f4
 def paired_test(
     ours: dict[int, float],  # seed -> value
     theirs: dict[int, float],  # the same of the reference
@@ -638,6 +639,8 @@ def paired_test(
         return found | {"test": f"none: {len(seeds)} pair{'s' * (len(seeds) != 1)}"}
     if np.ptp(differences) <= 1e-12 * max(1.0, np.abs(differences).max()):
         return found | {"test": "none: all differences are equal"}
+    from scipy import stats
+
     p = stats.ttest_rel([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]).pvalue
     return found | {"p": float(p), "test": "paired t"}
 

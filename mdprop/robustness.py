@@ -8,7 +8,7 @@ __all__ = ['ATTACKS', 'TEN', 'CURVES', 'SHIFTS', 'embed_attacked', 'evaluate', '
            'transfer_table', 'shift_images', 'evaluate_shifts', 'RobustnessReport', 'robustness_report',
            'robustness_gain']
 
-# %% ../nbs/09_robustness.ipynb #2af865b0
+# %% ../nbs/09_robustness.ipynb #4d306e98
 import hashlib
 import html
 import io
@@ -24,8 +24,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from kornia.filters import gaussian_blur2d
-from kornia.geometry.transform import rotate
 from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -1000,7 +998,7 @@ def _transfer(study: _Study, routes: Mapping[str, _Through], attacks: Sequence[s
             rows += [[one, two, *row] for row in found[["attack", "score", "error", "images"]].itertuples(index=False)]
     return pd.DataFrame(rows, columns=["attacked", "answers", "attack", "score", "error", "images"])
 
-# %% ../nbs/09_robustness.ipynb #972d478b
+# %% ../nbs/09_robustness.ipynb #fdb49de2
 SHIFTS: dict[str, tuple[float, ...]] = {
     "noise": (0.08, 0.12, 0.18, 0.26, 0.38),  # standard deviation of Gaussian noise, in pixels of [0, 1]
     "blur": tuple(sigma / 32 for sigma in (0.4, 0.6, 0.7, 0.8, 1.0)),  # standard deviation of a Gaussian filter, as a share of the image's height
@@ -1018,6 +1016,9 @@ def shift_images(
     rows: Tensor | None = None,  # (n,) places in the set, from which the random numbers follow; None: 0 to n-1
 ) -> Tensor:  # the same shape, pixels in [0, 1]
     "Naturally shifted images: the same for an image whatever batch it is in. Raises `ValueError` for an unknown kind or severity."
+    from kornia.filters import gaussian_blur2d  # half a second, which `import mdprop.all` should not take
+    from kornia.geometry.transform import rotate
+
     _check_shifts([kind], [severity])
     strength, rows = SHIFTS[kind][severity - 1], torch.arange(len(x)) if rows is None else rows
     if kind == "noise":

@@ -305,3 +305,18 @@ def test_a_radius_in_steps_of_255():
     with pytest.raises(ValueError, match=r"eps=8, .*pixels lie in \[0, 1\]: 8 of 255 is eps=8/255"):
         FeatureAttack(eps=8)
     assert FeatureAttack(eps=8, norm="l2").eps == 8, "the length of a whole image's change may be larger"
+
+
+def test_pixels_up_to_255_in_an_attack(few):
+    x, y = few[0].batch(range(8))
+    model = Embedder("resnet10", 8, few[0].shape, width=4)
+    with pytest.raises(ValueError, match=r"pixels go up to 2\d\d: attacks want \[0, 1\], give x / 255"):
+        FeatureAttack(2, steps=1)(model, 255 * x, y)
+
+
+def test_labels_that_are_names_in_an_attack(few):
+    x, y = few[0].batch(range(8))
+    model, attack = Embedder("resnet10", 8, few[0].shape, width=4), FeatureAttack(2, steps=1, policy="own_class")
+    with pytest.raises(ValueError, match=r"such as 'class \d+': give integers"):
+        attack(model, x, [f"class {label}" for label in y.tolist()])
+    assert attack(model, x, y.tolist()).shape == x.shape, "whole numbers may stand in a list"

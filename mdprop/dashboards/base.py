@@ -6,7 +6,7 @@
 __all__ = ['MARKS', 'State', 'Cancelled', 'Work', 'Status', 'Ground', 'Chart', 'line_key', 'Tiles', 'tile_row', 'chart_grid',
            'Dashboard', 'text_block', 'chart_block', 'table_block', 'tiles_block', 'page']
 
-# %% ../../nbs/13a_base.ipynb #63713d26
+# %% ../../nbs/13a_base.ipynb #fba52d10
 import base64
 import gzip
 import html
@@ -27,7 +27,6 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from .. import needs_extra
-from .still import still
 from ..figures import DASHES, _colour
 from ..panels import LightWidget, sprite_sheet, whole_page
 from ..retrieval import as_embeddings, as_labels
@@ -565,7 +564,7 @@ def widgets_of(
     visit(value)
     return found
 
-# %% ../../nbs/13a_base.ipynb #50cb99e4
+# %% ../../nbs/13a_base.ipynb #9f1e110a
 class Dashboard:
     "A widget, the state behind it, and the page that can be saved from it."
 
@@ -625,6 +624,8 @@ class Dashboard:
         return path
 
     def _still(self, kind: str = "png", width: int = 1200) -> bytes:
+        from mdprop.dashboards.still import still  # with matplotlib, which only pictures need
+
         return still(self.picture(), kind, *self.heading(), width)
 
     def close(self) -> None:

@@ -29,10 +29,9 @@ from .training import TrainingDashboard
 from ..data import ImageSet
 from ..runs import Run
 
-# %% ../../nbs/13h_serve.ipynb #93ba5ce8
+# %% ../../nbs/13h_serve.ipynb #0510b15a
 with needs_extra("lab"):
     import ipywidgets
-    import nbformat
     import traitlets
 
 # %% ../../nbs/13h_serve.ipynb #64826898
@@ -162,12 +161,14 @@ def _fill(
     for one in widgets_of(former):
         one.close()
 
-# %% ../../nbs/13h_serve.ipynb #baaa2485
+# %% ../../nbs/13h_serve.ipynb #d8c5363c
 def ready_notebook(
     path: Path,  # of the .ipynb file; one that is there stays as it is
     runs: Sequence[Run | str | Path] = (),  # to look at; none: it trains two small ones first
 ) -> Path:  # the file
     "Write a notebook that opens the dashboards of these runs, or trains and compares two runs on the embedded glyphs."
+    with needs_extra("lab"):
+        import nbformat  # takes longer to import than all of mdprop
     if path.exists():
         return path
     places = ", ".join(repr(os.path.relpath(run.path if isinstance(run, Run) else run, path.parent)) for run in runs)

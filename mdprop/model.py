@@ -167,7 +167,7 @@ class HubMixin:
         "Upload weights, settings and card."
         return _push(cast("Embedder", self), repo_id, card, private, token, commit_message)
 
-# %% ../nbs/04_model.ipynb #ed8ec26b
+# %% ../nbs/04_model.ipynb #a21349d0
 HIGHEST_PIXEL = 16.0  # a pixel above it is none of [0, 1], however far an attack or an augmentation went: the images are in 0..255
 
 
@@ -222,7 +222,7 @@ class Embedder(HubMixin, nn.Module):
 
     def _check(self, x: Tensor) -> None:
         "Refuse what is no batch of images for this model. Pixels are looked at where that costs nothing: on the CPU, and in the first batch on a GPU."
-        home = self.normalize.mean.device
+        home = next(self.parameters(), x).device
         if x.device != home:
             raise ValueError(f"images are on {str(x.device)!r}, the model is on {str(home)!r}: give x.to({str(home)!r})")
         if not x.is_floating_point():

@@ -140,7 +140,7 @@ def ask_kernel(page, code: str) -> str:
 
 def wait_for_kernel(page, code: str, printed: str) -> None:
     "Wait until `code` prints this: widget messages are throttled, so a click may reach Python a little later."
-    until = time.monotonic() + 15
+    until = time.monotonic() + 60
     while (got := ask_kernel(page, code)) != printed:
         assert time.monotonic() < until, f"{code} printed {got!r}, not {printed!r}"
         page.wait_for_timeout(100)

@@ -68,7 +68,7 @@ def test_every_row_of_the_evidence_can_be_trained_and_measured(tmp_path):
     found = run_grid(Grid.from_toml(Path(__file__).parents[1] / "benchmarks" / "evidence.toml").smoke(), tmp_path, workers=0, progress=False)
     assert len(found.runs) > 30 and not found.failed
     for measure in ("valid_recall_at_1", "test_map_at_r", "test_nmi", "test_recall_at_1_multi_eps8", "test_pi_ratio", "test_rho"):
-        assert found.runs[measure].between(-1, 10).all(), measure
+        assert np.isfinite(found.runs[measure]).all(), measure
     assert found.runs.set_index("row").loc["plain", ["test_ers", "test_recall_at_1_shifts"]].notna().all()
 
 

@@ -105,7 +105,7 @@ def test_images_of_another_shape_are_refused(runs):
 
 def test_a_folder_without_a_checkpoint_says_so(runs, sets, tmp_path):
     (tmp_path / "config.json").write_text((runs[0].path / "config.json").read_text())
-    with pytest.raises(RunError, match="train it again"):
+    with pytest.raises(RunError, match="has no model yet, 0 of 2 epochs"):
         evaluate(tmp_path, sets[1])
 
 

@@ -145,7 +145,7 @@ def test_a_curve_that_rises_is_told(runs, sets):
 def test_chance_is_what_an_ignorant_embedding_scores(sets):
     own = torch.arange(len(sets[1]))
     random = F.normalize(torch.randn(len(own), 8, generator=torch.Generator().manual_seed(0)))
-    found = room._recall_and_map(random, own, random, sets[1].labels)
+    found = room._recall_and_map(random, own, random, sets[1])
     assert 100 * found[0] == pytest.approx(room._chance(sets[1].labels, own, "GTM"), abs=300 * found[1] / 1.96)
     assert math.isnan(room._chance(sets[1].labels, own, "CA+")) and room._chance(sets[1].labels, own, "GTT") == pytest.approx(400 / (len(own) - 1))
 

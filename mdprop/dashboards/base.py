@@ -6,7 +6,7 @@
 __all__ = ['MARKS', 'State', 'Cancelled', 'Work', 'Status', 'Ground', 'Chart', 'line_key', 'Tiles', 'tile_row', 'chart_grid',
            'Dashboard', 'text_block', 'chart_block', 'table_block', 'tiles_block', 'page']
 
-# %% ../../nbs/13a_base.ipynb #fba52d10
+# %% ../../nbs/13a_base.ipynb #63713d26
 import base64
 import gzip
 import html
@@ -27,6 +27,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from .. import needs_extra
+from .still import still
 from ..figures import DASHES, _colour
 from ..panels import LightWidget, sprite_sheet, whole_page
 from ..retrieval import as_embeddings, as_labels
@@ -564,7 +565,7 @@ def widgets_of(
     visit(value)
     return found
 
-# %% ../../nbs/13a_base.ipynb #9f1e110a
+# %% ../../nbs/13a_base.ipynb #50cb99e4
 class Dashboard:
     "A widget, the state behind it, and the page that can be saved from it."
 
@@ -624,8 +625,6 @@ class Dashboard:
         return path
 
     def _still(self, kind: str = "png", width: int = 1200) -> bytes:
-        from mdprop.dashboards.still import still  # with matplotlib, which only pictures need
-
         return still(self.picture(), kind, *self.heading(), width)
 
     def close(self) -> None:

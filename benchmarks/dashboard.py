@@ -15,11 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-import nbformat
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from browser import ask_kernel, jupyter_lab, open_browser, open_notebook, run_all_cells
+from browser import ask_kernel, jupyter_lab, open_browser, open_notebook, run_all_cells, write_notebook
 
 SETUP = """
 import json, time
@@ -83,8 +81,7 @@ print(json.dumps([started, built, worked, arrived, len(dashboard.selection), len
 def measure(browser, points: int, repeats: int, threads: int) -> None:
     "One fresh kernel and page; the brush several times."
     with tempfile.TemporaryDirectory() as folder:
-        kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)], metadata={"kernelspec": kernel}), Path(folder) / "b.ipynb")
+        write_notebook(Path(folder) / "b.ipynb", [CELL])
         with jupyter_lab(Path(folder), threads) as (address, token):
             page = browser.new_page(viewport={"width": 1500, "height": 1200})
             chrome = page.context.new_cdp_session(page)

@@ -64,7 +64,7 @@ def _bounds(ball: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     low, high = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in (ball.low, ball.high))
     return low, high
 
-# %% ../nbs/05_attacks.ipynb #1d4d88d1
+# %% ../nbs/05_attacks.ipynb #32db5655
 @dataclass(frozen=True)
 class L2Ball(LinfBall):
     "The images whose Euclidean distance to `center` is at most `radius` and that stay inside `low`..`high`."
@@ -105,7 +105,7 @@ class L2Ball(LinfBall):
         "A multiplier that is large enough to bring everything inside."
         return self.size(moved) / torch.as_tensor(self.radius, dtype=moved.dtype, device=moved.device).clamp_min(1e-12)
 
-
+# %% ../nbs/05_attacks.ipynb #b38e084a
 @dataclass(frozen=True)
 class L1Ball(L2Ball):
     "The images whose absolute differences to `center` sum up to at most `radius` and that stay inside `low`..`high`."
@@ -484,7 +484,7 @@ class FeatureAttack:
         if self.memory is not None:
             self.memory.z = state.get("z")
 
-# %% ../nbs/05_attacks.ipynb #f7ff607a
+# %% ../nbs/05_attacks.ipynb #69ca35f7
 class Attacked(NamedTuple):
     "Images, and the attack that moves them through a domain."
 
@@ -527,7 +527,7 @@ def _through(model: nn.Module, parts: Sequence[Attacked], rows: Sequence[slice])
         return answering(model, parts[0].domain)
     return split_domains(model, **{str(part.domain): own.stop - own.start for part, own in zip(parts, rows, strict=True)})
 
-
+# %% ../nbs/05_attacks.ipynb #fdbd2851
 class _Goal:
     "What several groups of images minimise together, each its own. Targets and starts are those of all images, the search is for this process's."
 
@@ -629,7 +629,7 @@ def _rows(values: list[Any], sizes: list[int], x: Tensor) -> float | Tensor:
     channels = max(v.numel() for v in full)
     return torch.cat([v.broadcast_to(n, channels, 1, 1) for v, n in zip(full, sizes, strict=True)])
 
-# %% ../nbs/05_attacks.ipynb #5a721052
+# %% ../nbs/05_attacks.ipynb #880d165f
 class Triplets(NamedTuple):
     "Images of triplets, anchors first, then positives, then negatives."
 
@@ -642,7 +642,7 @@ class Triplets(NamedTuple):
         anchors, positives, negatives = torch.arange(len(self.labels), device=self.labels.device).chunk(3)
         return anchors, positives, negatives
 
-
+# %% ../nbs/05_attacks.ipynb #13867069
 @dataclass(frozen=True)
 class TripletAttack:
     "Moves the images of triplets together, inside L-inf balls. The model is left exactly as it was."

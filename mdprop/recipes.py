@@ -50,7 +50,7 @@ class Branch:
         "Forward passes over the clean batch that the attack takes."
         return 0.0 if self.attack is None else (self.rows[1] - self.rows[0]) * self.attack.cost
 
-# %% ../nbs/06_recipes.ipynb #9e4cb0c8
+# %% ../nbs/06_recipes.ipynb #4ccdb251
 Triples = tuple[Tensor, Tensor, Tensor]  # rows of anchors, positives and negatives
 
 
@@ -106,7 +106,7 @@ class MixedBatch:
         anchors, positives, negatives = (torch.cat(rows) for rows in zip(*found, strict=True))
         return anchors, positives, negatives
 
-
+# %% ../nbs/06_recipes.ipynb #17435df5
 @dataclass(frozen=True)
 class Recipe:
     "A list of branches, and how their losses go together."

@@ -342,7 +342,7 @@ def _snapshot_path(folder: Path, name: str) -> Path:
 def _items_path(folder: Path, name: str) -> Path:
     return folder / "items" / ("valid.npz" if TRAINING_SNAPSHOT.fullmatch(name) else f"{name}.npz")
 
-# %% ../nbs/07_runs.ipynb #0fb6bd47
+# %% ../nbs/07_runs.ipynb #71bc9306
 class _Stored(dict[str, Any]):
     "What a file says. To ask for what it does not say is a `RunError`."
 
@@ -371,7 +371,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 _KINDS: dict[str, type] = dict(recipe=dict, domains=list, model=dict, data=dict, training=dict, versions=dict)  # of the parts of config.json
 FORMAT = 1  # raised when a run folder of an earlier version could no longer be read
 
-
+# %% ../nbs/07_runs.ipynb #b6f234b7
 class Run:
     "A run folder, read only. Everything is read when it is asked for; `repr` says what is there."
 

@@ -304,7 +304,7 @@ def _described(value: Any) -> Any:
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 CHANGEABLE = ("workers", "micro_batch", "on_nonfinite", "checkpoints", "save_minutes")  # settings that may be others when a run is taken up again
 
-# %% ../nbs/08_train.ipynb #a8f78ab8
+# %% ../nbs/08_train.ipynb #46c9dcc6
 def derived_seed(
     seed: int,  # of the run
     epoch: int,  # from 1; 0 is the initialisation
@@ -313,7 +313,7 @@ def derived_seed(
     "A seed for one use in one epoch, independent of all others."
     return int(np.random.SeedSequence([seed, epoch, stream]).generate_state(1)[0])
 
-
+# %% ../nbs/08_train.ipynb #460664ae
 class RandomState:
     "The global random states of torch (CPU and one GPU), NumPy and Python, and a generator for attacks: all that a step draws from."
 
@@ -927,7 +927,7 @@ class _Interrupts:
         if any_process(self._asked):
             raise KeyboardInterrupt
 
-# %% ../nbs/08_train.ipynb #60cfe01c
+# %% ../nbs/08_train.ipynb #a8d1e54e
 class _Record:
     "What training writes into the run folder; of several processes only the first one writes."
 
@@ -1011,7 +1011,7 @@ class _Record:
                 add_note(self.folder, what, text, trainer.done + 1, trainer.step)
         trainer.remarks.clear()
 
-
+# %% ../nbs/08_train.ipynb #cc0d3eb3
 def _embedder(backbone: str | nn.Module, train: ImageSet, dim: int | None, width: int, pretrained: bool) -> Embedder:
     "The model, with the training images' own statistics as its input normalisation (ImageNet's where weights come from there)."
     if not isinstance(backbone, str | nn.Module):
@@ -1091,7 +1091,7 @@ def _warn_of_few_targets(recipe: Recipe, batch_size: int) -> None:
             enough = math.ceil(targets / (branch.rows[1] - branch.rows[0]))
             warnings.warn(f"recipe {recipe.name!r} {few}, so that some come again: take batch_size={enough} or more, or fewer targets", stacklevel=3)
 
-
+# %% ../nbs/08_train.ipynb #e4b4fb29
 def _config(recipe: Recipe, trainer: Trainer, held: ImageSet | None, pretrained: bool) -> dict[str, Any]:
     "What decides the run, as JSON."
     train, model = trainer.train, trainer.model
@@ -1119,7 +1119,7 @@ def _config(recipe: Recipe, trainer: Trainer, held: ImageSet | None, pretrained:
         versions=dict(mdprop=mdprop.__version__, torch=torch.__version__, python=platform.python_version()),
     )  # fmt: skip
 
-
+# %% ../nbs/08_train.ipynb #855e34ae
 def _refuse(folder: Path, config: dict[str, Any], overwrite: bool) -> None:
     "Raise `RunError` where the folder holds something else. Nothing is changed."
     if folder.exists() and not folder.is_dir():

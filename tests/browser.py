@@ -9,11 +9,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
+import nbformat
 import pytest
 
 FLAGS = [
@@ -103,12 +104,24 @@ def jupyter_lab(folder: Path, threads: int = 1, notebook: dict | None = None, wi
                 time.sleep(0.2)
         yield address, token
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
+        end_group(server)
+
+
+def end_group(process: subprocess.Popen) -> None:
+    "End a process that has a group of its own, and what it has started."
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(15)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def write_notebook(path: Path, sources: Sequence[str]) -> None:
+    "A notebook with these cells of code."
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
 
 
 def open_notebook(page, address: str, token: str, name: str) -> None:

@@ -2,13 +2,12 @@
 
 from functools import lru_cache
 
-import nbformat
 import numpy as np
 import pytest
 
 pytest.importorskip("anywidget", reason="needs the extra lab")
 
-from browser import Complaints, ask_kernel, ink, jupyter_lab, open_notebook, run_all_cells, wait_for_kernel
+from browser import Complaints, ask_kernel, ink, jupyter_lab, open_notebook, run_all_cells, wait_for_kernel, write_notebook
 
 from mdprop.dashboards import DensityDashboard
 from mdprop.panels import PANEL_JS
@@ -262,9 +261,7 @@ dashboard""",
 
 def test_dashboard_in_jupyterlab(browser, tmp_path):
     "All cells run, the filter clicked in the page is seen in Python and the reverse, and a reload of the saved notebook restores the view."
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in NOTEBOOK])
-    notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    nbformat.write(notebook, tmp_path / "density.ipynb")
+    write_notebook(tmp_path / "density.ipynb", NOTEBOOK)
     with jupyter_lab(tmp_path) as (address, token):
         page = browser.new_page(viewport={"width": 1500, "height": 1100})
         complaints = Complaints(page)
@@ -315,9 +312,7 @@ AGAIN = [
 
 def test_run_again_seen_twice_and_without_its_kernel(browser, tmp_path):
     "Ten runs of its cells leave one dashboard, two views of it are one, and after a restart of the kernel the page goes on and says what it cannot do."
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    cells = [nbformat.v4.new_code_cell(source) for source in AGAIN]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), tmp_path / "again.ipynb")
+    write_notebook(tmp_path / "again.ipynb", AGAIN)
     with jupyter_lab(tmp_path) as (address, token):
         page = browser.new_page(viewport={"width": 1500, "height": 1100})
         complaints = Complaints(page)

@@ -230,13 +230,15 @@ def test_a_run_of_another_process_is_read_again_until_it_is_finished(whole, tmp_
     write_json(path / "config.json", whole.config)
     write = lambda epochs: pd.DataFrame(rows(epochs)).to_csv(path / "metrics.csv", index=False)
     write(1)
+    others = set(threading.enumerate())
     board = TrainingDashboard(path, every=0.02)
+    (reading,) = (thread for thread in threading.enumerate() if thread not in others and thread.name == "reading runs")
     assert board.runs[0].standing == "unfinished" and "Not finished: growing (epoch 1 of 3)" in board._view.standing.value
     write(2)
     until(lambda: len(board.runs[0].rows) == 2)
     write(3)
     until(lambda: board.runs[0].standing == "finished")
-    until(lambda: not any(thread.name == "reading runs" for thread in threading.enumerate()))
+    until(lambda: not reading.is_alive())
     (path / "config.json").unlink()
     board._view.again.click()
     assert "has no config.json" in board.error

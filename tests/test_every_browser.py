@@ -7,13 +7,12 @@ import json
 import shutil
 import time
 
-import nbformat
 import pytest
 
 pytest.importorskip("anywidget", reason="needs the extra lab")
 pytest.importorskip("playwright", reason="pip install playwright")
 
-from browser import Complaints, ask_kernel, jupyter_lab, open_notebook, run_all_cells, wait_for_kernel
+from browser import Complaints, ask_kernel, jupyter_lab, open_notebook, run_all_cells, wait_for_kernel, write_notebook
 from test_dashboards_every import folder, runs  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.browser
@@ -111,9 +110,7 @@ def run_cell(page, cell):
 
 def test_all_dashboards_in_one_notebook(browser, runs, tmp_path):  # noqa: F811
     shutil.copytree(runs[0].parent, tmp_path / "runs")
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
-    notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    nbformat.write(notebook, tmp_path / "every.ipynb")
+    write_notebook(tmp_path / "every.ipynb", CELLS)
     with jupyter_lab(tmp_path, notebook={"windowingMode": "none"}, widgets={"saveState": True}) as (address, token):
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
         complaints = Complaints(page)

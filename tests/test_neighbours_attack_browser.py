@@ -2,14 +2,13 @@
 
 from functools import lru_cache
 
-import nbformat
 import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("anywidget", reason="needs the extra lab")
 
-from browser import Complaints, ask_kernel, jupyter_lab, open_notebook, run_all_cells, wait_for_kernel
+from browser import Complaints, ask_kernel, jupyter_lab, open_notebook, run_all_cells, wait_for_kernel, write_notebook
 
 from mdprop.dashboards.attack import AttackDashboard
 from mdprop.dashboards.base import GROUND_JS, TILES_JS
@@ -282,9 +281,7 @@ attack""",
 
 def test_both_dashboards_in_jupyterlab(browser, tmp_path):
     "Every control changes Python's state and what is seen; a second view and a reload lose nothing and double nothing."
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in NOTEBOOK])
-    notebook.metadata["kernelspec"] = {"display_name": "python3", "language": "python", "name": "python3"}
-    nbformat.write(notebook, tmp_path / "lab.ipynb")
+    write_notebook(tmp_path / "lab.ipynb", NOTEBOOK)
     with jupyter_lab(tmp_path) as (address, token):
         page = browser.new_context(viewport={"width": 1280, "height": 2400}).new_page()
         complaints = Complaints(page)

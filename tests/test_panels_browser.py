@@ -4,13 +4,12 @@ import json
 from functools import lru_cache
 from itertools import combinations
 
-import nbformat
 import numpy as np
 import pytest
 
 pytest.importorskip("anywidget", reason="needs the extra lab")
 
-from browser import Complaints, ask_kernel, ink, jupyter_lab, open_notebook, run_all_cells, wait_for_kernel
+from browser import Complaints, ask_kernel, ink, jupyter_lab, open_notebook, run_all_cells, wait_for_kernel, write_notebook
 
 from mdprop.panels import (
     PANEL_CSS, PANEL_JS, PairedView, _ratio, _scene, class_column, item_values, line_chart, metric, pack_names, pack_positions, projection, save_html,
@@ -688,9 +687,7 @@ view""",
 
 def test_the_widget_in_jupyterlab(browser, tmp_path):
     "Every control reaches Python, Python reaches the page, images come on demand, work can be cancelled, and a reload of the page keeps everything."
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in NOTEBOOK])
-    notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    nbformat.write(notebook, tmp_path / "panels.ipynb")
+    write_notebook(tmp_path / "panels.ipynb", NOTEBOOK)
     with jupyter_lab(tmp_path) as (address, token):
         page = browser.new_page(viewport={"width": 1700, "height": 1200})
         complaints = Complaints(page)

@@ -3,13 +3,12 @@
 import json
 import re
 
-import nbformat
 import pytest
 
 pytest.importorskip("anywidget", reason="needs the extra lab")
 pytest.importorskip("playwright", reason="pip install playwright")
 
-from browser import Complaints, ask_kernel, ink, jupyter_lab, open_notebook, run_all_cells, wait_for_kernel
+from browser import Complaints, ask_kernel, ink, jupyter_lab, open_notebook, run_all_cells, wait_for_kernel, write_notebook
 
 pytestmark = pytest.mark.browser
 
@@ -28,12 +27,6 @@ def spaces(n, dim=4):
 WRONG = "DensityDashboard(*spaces(40)[:2], [0, 1])"
 
 
-def notebook(*cells):
-    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    made.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    return made
-
-
 def cell(page, number):
     return page.locator(".jp-Notebook .jp-CodeCell").nth(number)
 
@@ -46,7 +39,7 @@ def wait_until_alive(page):
 
 
 def test_a_saved_notebook_is_small_and_shows_a_picture_without_its_kernel(browser, tmp_path):
-    nbformat.write(notebook(*CELLS, WRONG), tmp_path / "many.ipynb")
+    write_notebook(tmp_path / "many.ipynb", [*CELLS, WRONG])
     with jupyter_lab(tmp_path, notebook={"windowingMode": "none"}, widgets={"saveState": True}) as (address, token):
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
         complaints = Complaints(page)

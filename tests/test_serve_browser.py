@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("anywidget", reason="needs the extra lab")
 
-from browser import Complaints, ink
+from browser import Complaints, end_group, ink
 from test_dashboards_every import folder  # noqa: F401 - a fixture
 
 from mdprop.dashboards.serve import voila_server
@@ -149,16 +149,3 @@ def test_mdprop_lab_listens_on_loopback_and_wants_a_token(tmp_path, monkeypatch)
         assert not refused(f"http://{host}/api/contents?token={token}")
     finally:
         end_group(lab)
-
-
-def end_group(process: subprocess.Popen) -> None:
-    "End a process and what it has started."
-    import os
-    import signal
-
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(15)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()

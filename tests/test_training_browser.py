@@ -2,14 +2,13 @@
 
 import json
 
-import nbformat
 import pytest
 
 pytest.importorskip("anywidget", reason="needs the extra lab")
 
 pytest.importorskip("playwright", reason="pip install playwright")
 
-from browser import Complaints, ask_kernel, jupyter_lab, open_notebook, run_all_cells, wait_for_kernel
+from browser import Complaints, ask_kernel, jupyter_lab, open_notebook, run_all_cells, wait_for_kernel, write_notebook
 from playwright.sync_api import Error as PlaywrightError
 from test_dashboards_robustness import hand_made
 
@@ -199,9 +198,7 @@ def use_robustness(page):
 
 def test_all_three_in_jupyterlab(browser, folder):
     "Every control used, its effect seen in Python; the theme followed; a reload and a second view: nothing doubles, nothing is lost."
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
-    notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    nbformat.write(notebook, folder / "dashboards.ipynb")
+    write_notebook(folder / "dashboards.ipynb", CELLS)
     with jupyter_lab(folder) as (address, token):
         page = browser.new_page(viewport={"width": 1500, "height": 1100})
         complaints = Complaints(page)

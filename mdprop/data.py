@@ -382,7 +382,7 @@ class _RawBatches(Dataset):
     def __len__(self) -> int: return len(self.data)
     def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor]: return self.data.raw_batch(indices)
 
-# %% ../nbs/00_data.ipynb #7fd336c1
+# %% ../nbs/00_data.ipynb #92f585e1
 def _checked_labels(labels: Any) -> np.ndarray:
     "Labels as an int64 vector, or an `ArrayError` that says how to make one."
     values = np.asarray(labels)
@@ -395,7 +395,9 @@ def _checked_labels(labels: Any) -> np.ndarray:
 
 def _checked_pixels(images: Any) -> Tensor:
     "Images as uint8 (n, c, h, w), or an `ArrayError` that says which shape or range is meant."
-    pixels = torch.as_tensor(images)
+    try: pixels = torch.as_tensor(images)
+    except (ValueError, TypeError, RuntimeError) as error:  # a list of pictures of several sizes, of texts, ...
+        raise ArrayError(f"images cannot become one array ({error}): bring all to one size; image_folder(path, size=...) does it for files") from error
     if pixels.ndim == 3: pixels = pixels[:, None]
     if pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
         raise ArrayError(f"images of shape {tuple(pixels.shape)}: give (n, h, w) or (n, c, h, w) with 1 or 3 channels; "

@@ -566,7 +566,7 @@ def _epoch_seconds(cell: Cell, steps: int, device: str | None) -> float:
         fit(open_sets(cell)["train"], recipe, folder, valid=None, device=device, progress=False, watch=watch, **cell.model, **settings)
     return told["steps"] // settings["epochs"] * float(np.median(np.diff(marks)))
 
-# %% ../nbs/09a_grid.ipynb #8d702338
+# %% ../nbs/09a_grid.ipynb #50d61312
 def append_row(
     path: Path,  # a file of JSON lines
     row: dict[str, Any],
@@ -598,7 +598,7 @@ def read_rows(
             key = row["name"], row["evaluation"]
             rows.pop(key, None)
             rows[key] = dict(row, row=row["row"], group=dict(row["group"]), seed=int(row["seed"]), status=row["status"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise GridError(f"{path}, line {number} cannot be read ({error}): delete the line, and its cell is run again") from error
     return list(rows.values())
 

@@ -126,7 +126,7 @@ def test_float_images_are_rounded_and_layouts_checked():
     ):
         with pytest.raises(ArrayError, match=message): ImageSet.from_arrays(images, [0, 0, 1])
     for images in ([np.zeros((4, 4), np.uint8), np.zeros((5, 4), np.uint8)], np.array([None, None]), ["a.png", "b.png"]):
-        with pytest.raises(ArrayError, match="cannot become one array.*image_folder"): ImageSet.from_arrays(images, [0, 1])
+        with pytest.raises(ArrayError, match=r"cannot become one array.*image_folder"): ImageSet.from_arrays(images, [0, 1])
 
 def test_labels_and_names_are_checked():
     x = np.zeros((3, 2, 2), np.uint8)

@@ -7,8 +7,9 @@ __all__ = ['Triples', 'PAPER_TRAINING', 'RECIPES', 'Branch', 'Segment', 'MixedBa
            'noise', 'adversarial_training', 'advprop', 'multi_only', 'mdprop', 'mdprop_paper', 'est', 'act', 'hm',
            'get_recipe', 'describe', 'recipe_state', 'restore_state']
 
-# %% ../nbs/06_recipes.ipynb #0e3d4cec
+# %% ../nbs/06_recipes.ipynb #4a2839e6
 import copy
+import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -217,7 +218,7 @@ def _in_words(attack: FeatureAttack | TripletAttack | None) -> str:
     ball = "" if attack.norm == "linf" else f" {attack.norm}"
     return f"K={attack.targets} {attack.policy} ({goal}),{ball} {eps}, {attack.steps} step{'s' if attack.steps > 1 else ''}"
 
-# %% ../nbs/06_recipes.ipynb #67bf75e2
+# %% ../nbs/06_recipes.ipynb #30a211cd
 def plain() -> Recipe:
     "Conventional training: the clean images, one norm that trains."
     return Recipe("plain", (Branch(),), source="conventional deep metric learning")
@@ -228,58 +229,75 @@ def frozen_bn() -> Recipe:
     return Recipe("frozen_bn", (Branch(),), source="Roth et al. 2020 (2002.08473)", norms="frozen")
 
 
-def duplicate() -> Recipe:
-    "A control: MDProp's norms and batch, but the further branches see the clean images again."
-    branches = (Branch(), Branch("single", None, (0.0, 0.5)), Branch("multi", None, (0.5, 1.0)))
-    return Recipe("duplicate", branches, source="control of MDProp (2211.16253): no attack")
+def duplicate(
+    split: bool = False,  # share the batch out instead of adding to it, see `mdprop`
+) -> Recipe:
+    "A control: MDProp's norms and batch, but the further branches see clean images."
+    return _recipe("duplicate", "control of MDProp (2211.16253): no attack", split, single=None, multi=None)
 
 
 def noise(
     eps: float = 8 / 255,  # largest change of a pixel, in [0, 1]
+    split: bool = False,  # share the batch out instead of adding to it, see `mdprop`
 ) -> Recipe:
     "A control: MDProp's norms and batch, with uniform noise instead of attacks."
     random = FeatureAttack(1, eps, steps=0, random_start=1.0)
-    return _halves("noise", random, random, "control of MDProp (2211.16253): noise of the same size")
+    return _recipe("noise", "control of MDProp (2211.16253): noise of the same size", split, single=random, multi=random)
 
 
 def adversarial_training(
     eps: float = 8 / 255,  # radius of the attack, in pixels of [0, 1]
     steps: int = 1,  # gradient steps of the attack
+    split: bool = False,  # share the batch out instead of adding to it, see `mdprop`
 ) -> Recipe:
     "Clean and single-targeted images through one shared norm."
-    attacked = Branch("clean", FeatureAttack(1, eps, steps, own_forward=True))
-    return Recipe("adversarial_training", (Branch(), attacked), source="Madry et al. 2017 (1706.06083), in feature space")
+    attack = FeatureAttack(1, eps, steps, own_forward=True)
+    return _recipe("adversarial_training", "Madry et al. 2017 (1706.06083), in feature space", split, clean=attack)
 
 
 def advprop(
     eps: float = 8 / 255,  # radius of the attack, in pixels of [0, 1]
     steps: int = 1,  # gradient steps of the attack
+    split: bool = False,  # share the batch out instead of adding to it, see `mdprop`
 ) -> Recipe:
     "AdvProp for metric learning: clean and single-targeted images, a norm for each."
-    attacked = Branch("single", FeatureAttack(1, eps, steps, own_forward=True))
-    return Recipe("advprop", (Branch(), attacked), source="AdvProp (1911.09665), in feature space")
+    attack = FeatureAttack(1, eps, steps, own_forward=True)
+    return _recipe("advprop", "AdvProp (1911.09665), in feature space", split, single=attack)
 
 
 def multi_only(
     eps: float = 8 / 255,  # radius of the attack, in pixels of [0, 1]
     steps: int = 1,  # gradient steps of the attack
     targets: int = 5,  # K
+    split: bool = False,  # share the batch out instead of adding to it, see `mdprop`
 ) -> Recipe:
     "Clean and multi-targeted images, a norm for each."
-    attacked = Branch("multi", FeatureAttack(targets, eps, steps, own_forward=True))
-    return Recipe("multi_only", (Branch(), attacked), source="MDProp (2211.16253), without its single-targeted half")
+    attack = FeatureAttack(targets, eps, steps, own_forward=True)
+    return _recipe("multi_only", "MDProp (2211.16253), without its single-targeted half", split, multi=attack)
 
-# %% ../nbs/06_recipes.ipynb #9207e497
+
+def _recipe(name: str, source: str, split: bool, **attacks: FeatureAttack | None) -> Recipe:
+    """All images clean and, added to them, all attacked, in equal parts by each attack; its name is its domain.
+
+    `split`: half of the images clean, the other half attacked, as in Fast AdvProp (Mei et al. 2022, 2204.09838).
+    """
+    first = 0.5 if split else 0.0
+    edges = [first + (1 - first) * i / len(attacks) for i in range(len(attacks) + 1)]
+    attacked = (Branch(domain, attack, rows) for (domain, attack), rows in zip(attacks.items(), itertools.pairwise(edges), strict=True))
+    return Recipe(name, (Branch("clean", None, (0.0, first or 1.0)), *attacked), source=source)
+
+# %% ../nbs/06_recipes.ipynb #c3b6b48c
 def mdprop(
     eps: float = 8 / 255,  # radius of the attacks, in pixels of [0, 1]
     steps: int = 1,  # gradient steps of the attacks
     targets: int = 5,  # K of the multi-targeted half
     policy: str = "random",  # whom both attacks aim at, see `mdprop.attacks.choose_targets`
     share: str | None = None,  # what the three norms have in common: None, "statistics", "affine" or "all"
+    split: bool = False,  # False: attacked images are added, one for each clean one. True: half of the batch stays clean, the other half is attacked
 ) -> Recipe:
-    "MDProp: all images clean, half of them single-targeted, half multi-targeted, each kind through a norm of its own."
+    "MDProp: clean, single-targeted and multi-targeted images, each kind through a norm of its own."
     single, multi = (FeatureAttack(k, eps, steps, policy=policy, own_forward=True) for k in (1, targets))
-    return replace(_halves("mdprop", single, multi, "MDProp (2211.16253), eps in pixels, statistics cloned"), share=share)
+    return replace(_recipe("mdprop", "MDProp (2211.16253), eps in pixels, statistics cloned", split, single=single, multi=multi), share=share)
 
 
 def mdprop_paper(
@@ -299,12 +317,8 @@ def mdprop_paper(
     stride, start = eps / max(steps, 1), min(1.0, 0.0005 / eps) if eps else 0.0
     single = FeatureAttack(1, eps, steps, stride, start, units=eps_units, bounds=bounds, own_forward=own_forward)
     multi = replace(single, targets=targets)
-    return _halves("mdprop_paper", single, multi, "authors' code of MDProp (2211.16253)", statistics)
-
-
-def _halves(name: str, single: FeatureAttack, multi: FeatureAttack, source: str, statistics: str = "clone") -> Recipe:
-    branches = (Branch(), Branch("single", single, (0.0, 0.5)), Branch("multi", multi, (0.5, 1.0)))
-    return Recipe(name, branches, statistics, source)
+    recipe = _recipe("mdprop_paper", "authors' code of MDProp (2211.16253)", split=False, single=single, multi=multi)
+    return replace(recipe, statistics=statistics)
 
 
 PAPER_TRAINING = dict(

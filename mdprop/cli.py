@@ -195,7 +195,7 @@ def _lab(args: argparse.Namespace) -> None:
 def _completion(args: argparse.Namespace) -> None:
     print(shtab.complete(create_parser(), shell=args.shell))
 
-# %% ../nbs/14_cli.ipynb #459b3ffd
+# %% ../nbs/14_cli.ipynb #2481f084
 class _Incomplete(Exception):
     "A command that could do a part only: the message, and what there is."
 
@@ -214,7 +214,7 @@ def _grid(args: argparse.Namespace) -> dict[str, Any]:
     if args.dry_run:
         rows = read_rows(written) if written.is_file() else []
         cells = {cell.name: state for cell, state in plan_grid(grid, out, args.only)}
-        _tell_plan(str(grid), cells, [sum(row["seconds"].values()) for row in rows if row["status"] == "done"], args.workers or 1)
+        _tell_plan(str(grid), cells, [sum(filter(None, row["seconds"].values())) for row in rows if row["status"] == "done"], args.workers or 1)
         return dict(grid=grid.name, out=out, cells=cells)
     results = run_grid(grid, out, args.workers, args.ray, args.only, args.minutes, args.device, progress=not args.quiet)
     print(f"\n{results}")
@@ -410,7 +410,7 @@ def _looking(command: Callable[..., argparse.ArgumentParser]) -> None:
                   prints=False)  # fmt: skip
     sub.add_argument("shell", choices=["bash", "zsh", "fish"], help="for zsh, ~/.zshrc needs `fpath+=~/.zfunc; autoload -U compinit; compinit`")
 
-# %% ../nbs/14_cli.ipynb #5131d264
+# %% ../nbs/14_cli.ipynb #988a3344
 def main(
     arguments: Sequence[str] | None = None,  # what follows `mdprop`; None: the words of the command line
 ) -> None:
@@ -424,18 +424,14 @@ def main(
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _showing_warnings(args.verbose)
-            found = _run(args)
-        if args.json and rank() == 0:
-            _print_json(found)
+            _run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # who reads, such as `head`, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (_Incomplete, ValueError, OSError, ImportError, FloatingPointError, ProcessFailed) as error:
+    except (_Incomplete, ValueError, OSError, ImportError, FloatingPointError, ProcessFailed, torch.cuda.OutOfMemoryError) as error:
         if args.verbose:
             traceback.print_exc()
-        if args.json and isinstance(error, _Incomplete):
-            _print_json(error.found)
         sys.exit(f"mdprop: {error}")
     except KeyboardInterrupt as interrupt:
         told = str(interrupt) or "stopped; what was finished is kept, the same command goes on from there"
@@ -443,15 +439,23 @@ def main(
         sys.exit(130)
 
 
-def _run(args: argparse.Namespace) -> Any:
+def _run(args: argparse.Namespace) -> None:
     "Of several processes the first one speaks; where JSON is wanted, other words go to standard error."
     if args.verbose:
         threads = f"{torch.get_num_threads()} threads, " + (torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")
         print(f"mdprop {__version__}, Python {platform.python_version()}, torch {torch.__version__}, {threads}", file=sys.stderr)
     with sharded():
         silent = rank() or (args.json and args.quiet)
+        incomplete: _Incomplete | None = None
         with redirect_stdout(StringIO() if silent else sys.stderr) if silent or args.json else nullcontext():
-            return args.function(args)
+            try:
+                found = args.function(args)
+            except _Incomplete as error:
+                incomplete, found = error, error.found
+        if args.json and rank() == 0:
+            _print_json(found)
+        if incomplete:
+            raise incomplete
 
 # %% ../nbs/14_cli.ipynb #413b5248
 def _showing_warnings(verbose: bool) -> Callable[..., None]:

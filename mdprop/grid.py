@@ -7,7 +7,7 @@ __all__ = ['Start', 'GridError', 'Evaluation', 'measure', 'create_recipe', 'Cell
            'train_cell', 'machine_facts', 'epochs_in_time', 'append_row', 'read_rows', 'holm', 'half_interval',
            'paired_test', 'summary_table', 'GridResults', 'CellError', 'run_job', 'plan_grid', 'run_grid']
 
-# %% ../nbs/09a_grid.ipynb #f0b96d6b
+# %% ../nbs/09a_grid.ipynb #12819379
 import _thread
 import copy
 import difflib
@@ -43,18 +43,20 @@ from typing import IO, Any, TypeAlias, cast
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import needs_extra
+from .archives import lock_file
 from .attacks import FeatureAttack
 from .data import SOURCES, ImageSet, glyphs, open_data, spread_evenly
+from .density import local_log_density
 from .model import device_of, embed
 from .norm import DomainGate, domains_of, interpolate_domains
 from .recipes import RECIPES, Recipe, get_recipe
-from .retrieval import clustering_metrics
-from .robustness import ATTACKS, TEN, attacked_recall, embed_attacked, ers, evaluate, evaluate_shifts
+from .retrieval import clustering_metrics, nearest_neighbours
+from .robustness import ATTACKS, TEN, _by_protocol, embed_attacked, ers, evaluate, evaluate_shifts
 from .runs import Run, exclusive, replacing, write_json
-from .train import StopTraining, Training, create_loss, create_miner, fit
+from .train import CHANGEABLE, StopTraining, Training, create_loss, create_miner, fit
 
 # %% ../nbs/09a_grid.ipynb #bca4d42d
 if sys.version_info >= (3, 11):
@@ -144,28 +146,45 @@ def _gated(model: nn.Module, domains: Sequence[str], valid: ImageSet, evaluation
     moved = {domain: FeatureAttack(ATTACKS[domain], eps, evaluation.steps)(model, clean, domain=domain, generator=generator) for domain in domains[1:]}
     return DomainGate(copy.deepcopy(model).eval()).to(clean.device).eval().calibrate({domains[0]: clean, **moved})
 
-# %% ../nbs/09a_grid.ipynb #4b5729ec
+# %% ../nbs/09a_grid.ipynb #6aae9dbb
 def _measures(
     subject: Run | nn.Module, model: nn.Module, domain: str | None, images: ImageSet, evaluation: Evaluation, device: str | torch.device, further: bool
 ) -> dict[str, float]:
     "Clean and attacked retrieval, density, clustering."
     first, *others = evaluation.eps or (0.0,)
-    asked = spread_evenly(min(evaluation.attacked or len(images), len(images)), len(images))
-    found = evaluate(subject, images, first, evaluation.steps if first else 0, domain, device=device, seed=evaluation.seed, attacked=len(asked))
+    found = evaluate(subject, images, first, evaluation.steps if first else 0, domain, device=device, seed=evaluation.seed, attacked=evaluation.attacked)
     kinds = {kind: found.pop(f"recall_at_1_{kind}") for kind in ATTACKS}
     if first:
         found |= {_under(kind, first): value for kind, value in kinds.items()}
-    z, victims = embed(model, images, domain), images.subset(asked)
-    for eps, (kind, targets) in itertools.product(others if further else (), ATTACKS.items()):
-        queries = embed_attacked(model, victims, FeatureAttack(targets, eps, evaluation.steps), domain, seed=evaluation.seed)
-        found[_under(kind, eps)] = attacked_recall(queries, z, images.labels, torch.tensor(asked))
+    z = embed(model, images, domain)
+    if further and others:  # as `evaluate` does it, with one clean embedding for all radii
+        _, rows, recall = _by_protocol(z, images)
+        rows = rows[spread_evenly(min(evaluation.attacked or len(rows), len(rows)), len(rows))]
+        victims = images.subset(rows)
+        for eps, (kind, targets) in itertools.product(others, ATTACKS.items()):
+            queries = embed_attacked(model, victims, FeatureAttack(targets, eps, evaluation.steps), domain, seed=evaluation.seed)
+            found[_under(kind, eps)] = recall(queries, rows)
+            found[_under(kind, eps, "landing_density")] = _landing_density(queries, z, rows)
     if evaluation.clustering:
         found |= clustering_metrics(z, images.labels)
     return found
 
 
-def _under(kind: str, eps: float) -> str:
-    return f"recall_at_1_{kind}_eps{255 * eps:g}"
+def _landing_density(queries: Tensor, z: Tensor, rows: Tensor) -> float:
+    """How much denser it is where attacked `rows` land than where they lie when they are clean: the mean difference of their log-densities.
+
+    Both among the clean rows, each image's own left out (`local_log_density`, k = 10).
+    """
+    k = min(10, len(z) - 2)
+    near = nearest_neighbours(queries, k + 1, gallery=z)
+    own = (near.indices == rows.numpy()[:, None]).any(axis=1)
+    similarity = np.where(own, near.similarities[:, k], near.similarities[:, k - 1])
+    landed = -0.5 * np.log(np.maximum(2 - 2 * similarity.astype(float), 1e-12))
+    return float(landed.mean() - local_log_density(z, k)[rows.numpy()].mean())
+
+
+def _under(kind: str, eps: float, measure: str = "recall_at_1") -> str:
+    return f"{measure}_{kind}_eps{255 * eps:g}"
 
 
 def _reported(model: nn.Module, domain: str | None, images: ImageSet, evaluation: Evaluation) -> dict[str, float]:
@@ -226,9 +245,10 @@ def _decisive(value: Any) -> Any:
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(_decisive(value), sort_keys=True).encode()).hexdigest()[:8]
 
-# %% ../nbs/09a_grid.ipynb #4dbb83fb
+# %% ../nbs/09a_grid.ipynb #5b50ca09
 _MODEL = {name: p.default for name, p in inspect.signature(fit).parameters.items() if name in ("backbone", "dim", "width", "pretrained")}
 _DATA = dict(source="glyphs", size=None, classes=None, test=None, valid=0.2)
+_UNDECIDING: dict[str, Any] = {name: getattr(Training(), name) for name in CHANGEABLE if name != "micro_batch"}  # which decides what a norm sees
 
 
 @dataclass(frozen=True)
@@ -254,7 +274,8 @@ class Cell:
     def _decisive(self) -> dict[str, Any]:
         written = {**self.data, "source": source_label(self.data.get("source", "glyphs"))}
         other = self.time_of._decisive() if self.time_of else None
-        training = replace(self.settings(), epochs=1) if other else self.settings()
+        training = replace(self.settings(), **_UNDECIDING)
+        training = replace(training, epochs=1) if other else training
         return dict(
             data={key: value for key, value in written.items() if value != _DATA[key] or key == "source"},
             model={key: value for key, value in self.model.items() if value != _MODEL[key]},
@@ -279,6 +300,12 @@ def source_label(
     "A data source without its place on this machine; a folder of photos keeps its last name."
     kind, _, path = source.partition(":")
     return f"folder:{Path(path).name}" if kind == "folder" else kind
+
+
+def _found_anywhere(data: dict[str, Any]) -> dict[str, Any]:
+    "The same data with the place of its files written out."
+    kind, colon, path = data.get("source", "glyphs").partition(":")
+    return data | {"source": f"{kind}:{Path(os.path.expandvars(path)).expanduser().absolute()}"} if colon else data
 
 
 def _label(value: Any) -> str:
@@ -330,7 +357,7 @@ def _seeds(given: int | list[int]) -> list[int]:
         raise GridError(f"seeds = {given} must be how many, or a list of different numbers from 0")
     return seeds
 
-# %% ../nbs/09a_grid.ipynb #60ef58ee
+# %% ../nbs/09a_grid.ipynb #18b58f75
 class Grid:
     "The cells of a grid file, checked."
 
@@ -349,6 +376,7 @@ class Grid:
             raise GridError('the grid has no row: give recipe = ["plain", "mdprop"], or [[row]] tables')
         sections = {section: file.get(section, {}) for section in _SECTIONS}
         self.cells = list(_cells(sections, rows, _seeds(file.get("seeds", 1)), file.get("evaluate", {})))
+        _check_answers(self.cells)
         names = list(dict.fromkeys(cell.row for cell in self.cells))
         self.reference: str = file.get("reference", "plain" if "plain" in names else names[0])
         if self.reference not in names:
@@ -392,7 +420,7 @@ class Grid:
         groups = {json.dumps(cell.group) for cell in self.cells}
         return f"Grid({self.name}: {len(self.cells)} runs, {len(rows)} rows in {len(groups)} groups, reference {self.reference!r})"
 
-# %% ../nbs/09a_grid.ipynb #d0245558
+# %% ../nbs/09a_grid.ipynb #7b10ba0f
 def _known(place: str, given: dict[str, Any], known: Sequence[str]) -> None:
     if not isinstance(given, dict):
         raise GridError(f"{place} must be a table, got {given!r}")
@@ -415,6 +443,7 @@ def _tiny(cell: Cell) -> Cell:
 def _cells(sections: dict[str, dict[str, Any]], rows: list[dict[str, Any]], seeds: list[int], evaluate: dict[str, Any]) -> Iterator[Cell]:
     "Seed by seed, so that a grid that is not finished can be compared already."
     found: dict[str, Cell] = {}
+    places: dict[str, str] = {}
     axes = [key for section in _SECTIONS for key, value in sections[section].items() if isinstance(value, list)]
     for row in rows:
         _known("a row", row, _ROW)
@@ -431,6 +460,7 @@ def _cells(sections: dict[str, dict[str, Any]], rows: list[dict[str, Any]], seed
                 parts: dict[str, Any] = {**settings, "group": group, "evaluation": _evaluation(looked)}
                 cell = Cell(name, seed, row.get("recipe", ""), **parts)
                 _check(cell)
+                _one_place(places, cell)
                 if "time_of" in row:
                     cell = replace(cell, time_of=_timed(found, cell, row["time_of"]))
                 place = json.dumps([group, name, seed])
@@ -440,12 +470,29 @@ def _cells(sections: dict[str, dict[str, Any]], rows: list[dict[str, Any]], seed
     yield from sorted(found.values(), key=lambda cell: (cell.seed, groups.index(json.dumps(cell.group))))
 
 
+def _one_place(places: dict[str, str], cell: Cell) -> None:
+    "Raises `GridError` where two places of data would be one in the results."
+    label, here = cell.group["source"], _found_anywhere(cell.data).get("source", "glyphs")
+    if places.setdefault(label, here) != here:
+        remedy = "give one of the folders another name" if label.startswith("folder:") else "make a grid of its own for each, with a name of its own"
+        raise GridError(f"the sources {places[label]!r} and {here!r} are both {label!r} in the results: {remedy}")
+
+
 def _timed(found: dict[str, Cell], cell: Cell, row: str) -> Cell:
     "A cell of that row in the same group."
     for other in found.values():
         if other.row == row and other.group == cell.group and other.time_of is None:
             return replace(other, seed=0)
     raise GridError(f"row {cell.row!r}: time_of = {row!r} must be the name of an earlier row that trains by epochs")
+
+
+def _check_answers(cells: Sequence[Cell]) -> None:
+    "Raises `GridError` for an answer that no recipe of the grid could give."
+    recipes = (create_recipe(cell.recipe, **cell.options) for cell in cells)
+    known = ["mean", "gate", *dict.fromkeys(domain for recipe in recipes for domain in recipe.domains[1:])]
+    for answer in dict.fromkeys(answer for cell in cells for answer in cell.evaluation.answers):
+        if answer not in known:
+            raise GridError(f"[evaluate] no recipe of the grid has the answer {answer!r}{_meant(answer, known)}")
 
 
 def _check(cell: Cell) -> None:
@@ -466,7 +513,7 @@ def _check(cell: Cell) -> None:
     except (ValueError, TypeError) as error:
         raise GridError(f"{place}{error}") from error
 
-# %% ../nbs/09a_grid.ipynb #331dc18c
+# %% ../nbs/09a_grid.ipynb #c5f113fe
 def open_sets(
     cell: Cell,  # whose data are wanted
 ) -> dict[str, ImageSet]:  # "train", "test" and, unless its share is 0, "valid": class-disjoint
@@ -499,6 +546,7 @@ def train_cell(
     started = time.perf_counter()
     measures = measure(run, sets, cell.evaluation, device)
     history, epochs = run.metrics, run.config["training"]["epochs"]
+    each = float(history["seconds"].mean()) if "seconds" in history else math.nan  # interrupted so that no epoch was timed
     if "recall_at_1" in history:
         measures["valid_recall_at_1_last"] = float(history["recall_at_1"].iloc[-1])
     return dict(
@@ -506,7 +554,7 @@ def train_cell(
         options=cell.options, data={**cell.data, "source": cell.group["source"], "fingerprint": run.config["data"]["fingerprint"]}, model=cell.model,
         training=cell.training | {"epochs": epochs}, time_of=cell.time_of.row if cell.time_of else None,
         measures={key: value if math.isfinite(value) else None for key, value in measures.items()},
-        seconds=dict(training=round(epochs * float(history["seconds"].mean()), 2), evaluation=round(time.perf_counter() - started, 2)),
+        seconds=dict(training=round(epochs * each, 2) if math.isfinite(each) else None, evaluation=round(time.perf_counter() - started, 2)),
         machine=machine_facts(run.config["device"]), versions=run.config["versions"], finished=_now(),
     )  # fmt: skip
 
@@ -566,17 +614,19 @@ def _epoch_seconds(cell: Cell, steps: int, device: str | None) -> float:
         fit(open_sets(cell)["train"], recipe, folder, valid=None, device=device, progress=False, watch=watch, **cell.model, **settings)
     return told["steps"] // settings["epochs"] * float(np.median(np.diff(marks)))
 
-# %% ../nbs/09a_grid.ipynb #50d61312
+# %% ../nbs/09a_grid.ipynb #fb1df651
 def append_row(
     path: Path,  # a file of JSON lines
     row: dict[str, Any],
 ) -> None:
-    "Add a line, and cut off what an interrupted writer left."
+    "Add a line, and cut off what an interrupted writer left. Several grids may add to one file: each waits for the other."
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
+        lock_file(file)
         file.seek(0)
         there = file.read()
-        file.truncate(there.rfind(b"\n") + 1)
+        if not there.endswith(b"\n"):
+            file.truncate(there.rfind(b"\n") + 1)
         file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
@@ -670,7 +720,7 @@ def summary_table(
     columns = [*groups, "row", "measure", "n", "mean", "interval", "pairs", "gain", "gain_interval", "p", "p_holm", "test"]
     return pd.DataFrame(lines, columns=columns)
 
-# %% ../nbs/09a_grid.ipynb #f2e0eedc
+# %% ../nbs/09a_grid.ipynb #5581004e
 @dataclass(frozen=True)
 class GridResults:
     "What a grid has found so far. It prints as a table."
@@ -696,7 +746,7 @@ class GridResults:
         ]  # fmt: skip
         times = ["seconds_training", "seconds_evaluation"]
         table = pd.DataFrame(lines, columns=["name", *groups, "row", "seed", "epochs", *times, *measures])
-        table[measures] = table[measures].astype(float)
+        table[[*times, *measures]] = table[[*times, *measures]].astype(float)
         table.attrs |= dict(groups=groups, measures=[*times, *measures])
         return table
 
@@ -923,7 +973,7 @@ def plan_grid(
     order = ("finished", "interrupted", "new", "failed")
     return sorted(((cell, state(cell)) for cell in chosen), key=lambda pair: order.index(pair[1]))
 
-# %% ../nbs/09a_grid.ipynb #e8af3fed
+# %% ../nbs/09a_grid.ipynb #8f6480b8
 def run_grid(
     grid: Grid | str | Path,  # a grid, or its file
     out: str | Path | None = None,  # folder for results.jsonl (see `Grid.results_file`), runs and logs; None: runs/NAME
@@ -938,8 +988,12 @@ def run_grid(
     """Run what is not yet finished, and give back all results.
 
     A cell that fails is reported, its log is kept, and the others go on; the next call tries it again. Ctrl-C (or anything worse) loses at most the epochs
-    that were not complete. Raises `GridError` where another process works in the same folder.
+    that were not complete. Raises `RunError` where another process works in the same folder, and `GridError` where a folder of photos holds others than
+    those that finished cells were trained on.
     """
+    for name, number, least in (("workers", workers, 0), ("threads", threads, 1)):
+        if number is not None and number < least:
+            raise GridError(f"{name}={number} must be {least} or more, or None")
     grid = grid if isinstance(grid, Grid) else Grid.from_toml(grid)
     folder = Path(out if out is not None else f"runs/{grid.name}")
     for part in ("runs", "logs", "times"):
@@ -947,6 +1001,7 @@ def run_grid(
     say = print if progress else _silent
     with exclusive(folder):
         _collect(grid, folder)
+        _check_folders(grid, folder)
         todo = [cell for cell, state in plan_grid(grid, folder, only) if state != "finished"]
         say(f"{grid}: {len(todo)} of {len(plan_grid(grid, folder, only))} to run")
         if todo:
@@ -989,7 +1044,7 @@ def _place(workers: int | None, ray: str | None, threads: int | None, device: st
     pinned = threads or int(os.environ.get("OMP_NUM_THREADS") or 0) or max(1, (os.cpu_count() or 1) // (workers or 1))
     return _processes(workers or 1, pinned), pinned
 
-# %% ../nbs/09a_grid.ipynb #003f04de
+# %% ../nbs/09a_grid.ipynb #d554ddbd
 def _collect(grid: Grid, folder: Path) -> None:
     "Rows of cells that finished when nobody was there any more to write them down."
     for cell, state in plan_grid(grid, folder):
@@ -998,6 +1053,15 @@ def _collect(grid: Grid, folder: Path) -> None:
             row = json.loads(answer.read_text(encoding="utf-8"))
             if row["evaluation"] == _digest(cell.evaluation):
                 append_row(grid.results_file(folder), row)
+
+
+def _check_folders(grid: Grid, folder: Path) -> None:
+    "A folder of photos is known by its last name: what finished cells were trained on must still be what is in it, where it is on this machine."
+    finished = {row["name"]: row["data"]["fingerprint"] for row in _rows(grid, folder) if row["status"] == "done"}
+    for cell in {json.dumps(cell.data): cell for cell in grid.cells if cell.name in finished}.values():
+        kind, _, path = _found_anywhere(cell.data).get("source", "glyphs").partition(":")
+        if kind == "folder" and Path(path).is_dir() and open_sets(cell)["train"].fingerprint != finished[cell.name]:
+            raise GridError(f"{cell.name} was trained on other images than those in {path}: rename that folder, or give the grid another out= and results file")
 
 
 def _rows(grid: Grid, folder: Path) -> list[dict[str, Any]]:
@@ -1011,7 +1075,7 @@ def _results(grid: Grid, folder: Path) -> GridResults:
     ours = {(cell.name, _digest(cell.evaluation)) for cell in grid.cells}
     return GridResults([row for row in _rows(grid, folder) if (row["name"], row["evaluation"]) in ours], grid.reference)
 
-# %% ../nbs/09a_grid.ipynb #5b6b0cd0
+# %% ../nbs/09a_grid.ipynb #043f78ce
 class _Runner:
     "Gives out cells and writes down what comes back."
 
@@ -1060,8 +1124,9 @@ class _Runner:
         error = future.exception()
         if error is None:
             row = future.result()
-            score = row["measures"].get("test_recall_at_1")
-            self.say(f"{about}: {row['seconds']['training']:.0f} s" + ("" if score is None else f", test Recall@1 {score:.1%}"))
+            seconds, score = row["seconds"]["training"], row["measures"].get("test_recall_at_1")
+            time_told = "finished" if seconds is None else f"{seconds:.0f} s"
+            self.say(f"{about}: {time_told}" + ("" if score is None else f", test Recall@1 {score:.1%}"))
         elif isinstance(error, CellError):
             row = dict(name=cell.name, evaluation=_digest(cell.evaluation), status="failed", row=cell.row, group=cell.group, seed=cell.seed,
                        error=str(error), finished=_now())  # fmt: skip
@@ -1070,14 +1135,8 @@ class _Runner:
             raise error
         append_row(self.grid.results_file(self.folder), row)
 
-# %% ../nbs/09a_grid.ipynb #0558c87c
+# %% ../nbs/09a_grid.ipynb #db78a360
 def _failed(error: CellError) -> Future:
     future: Future = Future()
     future.set_exception(error)
     return future
-
-
-def _found_anywhere(data: dict[str, Any]) -> dict[str, Any]:
-    "The same data with the place of its files written out."
-    kind, colon, path = data.get("source", "glyphs").partition(":")
-    return data | {"source": f"{kind}:{Path(os.path.expandvars(path)).expanduser().absolute()}"} if colon else data

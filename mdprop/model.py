@@ -109,7 +109,7 @@ class SmallResNet(nn.Module):
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
-# %% ../nbs/04_model.ipynb #5d424389
+# %% ../nbs/04_model.ipynb #1fd2d667
 SMALL_RESNETS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2)}
 
 
@@ -127,14 +127,18 @@ def create_backbone(
     if name in SMALL_RESNETS:
         if pretrained:
             raise ValueError(f"there are no pretrained weights for our {name!r}: leave pretrained=False, or take 'timm/{name}'")
-        return SmallResNet(SMALL_RESNETS[name], width, channels, small).to(memory_format=torch.channels_last)
+        return _channels_last(SmallResNet(SMALL_RESNETS[name], width, channels, small))
     with needs_extra("timm"):
         import timm
     timm_name = name.removeprefix("timm/")
     if not timm.is_model(timm_name):
         close = timm.list_models(f"*{timm_name}*")[:5] or timm.list_models("resnet*")[:5]
         raise ValueError(f"unknown backbone {name!r}: ours are {sorted(SMALL_RESNETS)}, timm has for instance {close}")
-    return timm.create_model(timm_name, pretrained=pretrained, num_classes=0, in_chans=channels).to(memory_format=torch.channels_last)
+    return _channels_last(timm.create_model(timm_name, pretrained=pretrained, num_classes=0, in_chans=channels))
+
+
+def _channels_last(module: nn.Module) -> nn.Module:
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave it out
 
 # %% ../nbs/04_model.ipynb #e0bd184e
 class HubMixin:
@@ -529,7 +533,7 @@ def _training_table(run: RunFacts) -> str:
     ]  # fmt: skip
     return _rows(("setting", "value"), rows)
 
-# %% ../nbs/04_model.ipynb #80430179
+# %% ../nbs/04_model.ipynb #e7ba9e71
 def _measured(run: RunFacts) -> str:
     "Validation, every evaluation, and the robustness report, as far as they are there."
     metrics, parts = run.metrics, []
@@ -537,9 +541,7 @@ def _measured(run: RunFacts) -> str:
         best = metrics.iloc[int(metrics["recall_at_1"].to_numpy().argmax())]
         parts.append(f"Validation classes, best epoch ({int(best['epoch'])}, which is the one saved): Recall@1 {best['recall_at_1']:.1%}.")
     for name, found in run.results.items():
-        settings = found["settings"]
-        heading = f"`{_told(name)}`: {_told(settings['data'])}, classes that it has not seen in training; " \
-            f"single, multi: {settings['steps']} steps of an attack of {255 * settings['eps']:.3g}/255, white-box"
+        heading = _how_measured(name, found["settings"], run.config["domains"][0])
         parts.append(f"{heading}\n\n" + _rows(("measure", "value"), [(key, f"{value:.4f}") for key, value in found["metrics"].items()]))
     report = run.path / "robustness.json"
     if report.is_file():
@@ -548,3 +550,18 @@ def _measured(run: RunFacts) -> str:
         signs = "".join(f"\n\nWarning: {_told(sign)}" for sign in told["signs"])
         parts.append("Robustness, 0 to 100, ± half of a 95 % interval over images\n\n" + _rows(("distribution", "strength", "measure", "score"), rows) + signs)
     return "\n\n".join(parts) or "Nothing yet."
+
+
+def _how_measured(name: str, settings: dict[str, Any], first: str) -> str:
+    "On which classes, through which norms, under which attack."
+    seen, classes, domain, steps = settings.get("seen"), settings.get("classes"), settings.get("domain"), settings["steps"]
+    if seen is None:  # of an earlier version
+        known = "it is not recorded whether training has seen its classes"
+    elif seen:
+        known = f"{_told(seen)} of its {_told(classes)} classes were seen in training"
+    else:
+        known = "classes that it has not seen in training"
+    through = f"; through the norms of {_told(domain)}" if domain not in (None, first) else ""
+    queries = f" on {_told(settings['attacked'])} images" if "attacked" in settings else ""
+    attack = f"{_told(steps)} step{'s' * (steps != 1)} of an attack of {255 * settings['eps']:.3g}/255{queries}, white-box"
+    return f"`{_told(name)}`: {_told(settings['data'])}, {known}{through}; single, multi: {attack}"

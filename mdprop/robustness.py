@@ -64,7 +64,7 @@ def embed_attacked(
         raise ValueError(f"{images.name} has no images: there is nothing to attack")
     return z
 
-# %% ../nbs/09_robustness.ipynb #87126c6c
+# %% ../nbs/09_robustness.ipynb #697e3915
 ATTACKS = {"single": 1, "multi": 5}  # the paper's further input distributions, and their numbers of targets
 
 
@@ -100,11 +100,12 @@ def evaluate(
     found |= density_metrics(z, test.labels)
     if owner and rank() == 0:
         save_snapshot(owner.path, Snapshot(z.numpy(), test.labels.numpy(), test.class_names, test.keys, test.thumbnails(workers=workers), name))
-        facts = dict(data=test.name, fingerprint=test.fingerprint, eps=eps, steps=steps, domain=domain, seed=seed, attacked=len(rows))
+        facts = dict(data=test.name, fingerprint=test.fingerprint, classes=len(test.class_names), seen=len(_seen_classes(owner, test)),
+                     eps=eps, steps=steps, domain=domain, seed=seed, attacked=len(rows))  # fmt: skip
         write_json(owner.path / "results.json", owner.results | {name: dict(settings=facts, metrics=found)})
     return found
 
-# %% ../nbs/09_robustness.ipynb #acdc0e98
+# %% ../nbs/09_robustness.ipynb #d7d7111a
 def attacked_recall(
     queries: Tensor,  # (q, dim) unit embeddings of the attacked images
     z: Tensor,  # (n, dim) unit embeddings of the clean images: the gallery
@@ -154,6 +155,13 @@ def _known_domain(run: Run, domain: str | None) -> str | None:
     return domain if len(known) > 1 else None
 
 
+def _seen_classes(run: Run, test: ImageSet) -> list[str]:
+    "Names of the test classes that were in training or validation."
+    data = run.config["data"]
+    known = {*data["class_names"], *((data["valid"] or {}).get("class_names", []))}
+    return sorted(known & set(test.class_names))
+
+
 def _warn_of_surprises(run: Run, test: ImageSet, name: str) -> None:
     if len(test.class_names) < 2:
         warnings.warn(f"{test.name} has one class: every neighbour is right, Recall is 100 % whatever the model does", stacklevel=3)
@@ -161,10 +169,7 @@ def _warn_of_surprises(run: Run, test: ImageSet, name: str) -> None:
     if stored and stored["settings"]["fingerprint"] != test.fingerprint:
         there = f"the results {name!r} of run {run.name!r} on other images ({stored['settings']['data']})"
         warnings.warn(f"{there} are replaced: evaluate(..., name='another') keeps both", stacklevel=3)
-    data = run.config["data"]
-    known = {*data["class_names"], *((data["valid"] or {}).get("class_names", []))}
-    seen = sorted(known & set(test.class_names))
-    if seen:
+    if seen := _seen_classes(run, test):
         warnings.warn(
             f"{len(seen)} of {len(test.class_names)} test classes were in the training of run {run.name!r} (such as {seen[0]!r}): "
             "the numbers are not those of new classes, split with data.split_classes()", stacklevel=3,

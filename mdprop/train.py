@@ -7,7 +7,7 @@ __all__ = ['OPTIMIZERS', 'CHANGEABLE', 'Watch', 'create_loss', 'create_miner', '
            'training_step', 'InParts', 'learning_rate', 'Training', 'derived_seed', 'RandomState', 'StopTraining',
            'TrainingState', 'NonFiniteError', 'Trainer', 'signs_of_trouble', 'fit']
 
-# %% ../nbs/08_train.ipynb #037b73c8
+# %% ../nbs/08_train.ipynb #ae689a13
 import copy
 import difflib
 import hashlib
@@ -21,7 +21,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from mdprop.parallel import (
     any_process, check_equal, check_norms, from_first, gather_rows, own_rows, processes, rank, sharded, sum_gradients, synchronised_norms,
 )  # fmt: skip
 from .retrieval import retrieval_metrics
-from .runs import FORMAT, TIMINGS, Run, RunError, Snapshot, add_note, checkpoints, exclusive, newest_checkpoint, read_timings
+from .runs import FORMAT, TIMINGS, TRAINING_SNAPSHOT, Run, RunError, Snapshot, add_note, checkpoints, exclusive, newest_checkpoint, read_timings
 from .runs import remove_leftovers, save_embeddings, save_metrics, save_snapshot, save_tensors, write_json
 from .trackers import Track, Trackers
 
@@ -380,7 +380,7 @@ class RandomState:
         self._states = {**self._states, **known, "python": (version, tuple(numbers), normal), "numpy": (kind, np.array(keys, np.uint32), *rest)}
         self.generator.set_state(tensors["attacks"])
 
-# %% ../nbs/08_train.ipynb #2296d5f0
+# %% ../nbs/08_train.ipynb #49555882
 class StopTraining(Exception):
     "Raised by a `watch`: `fit` saves the run as it stands and gives it back. A reason, `StopTraining('flat for 5 epochs')`, is kept in the run's notes."
 
@@ -388,12 +388,14 @@ class StopTraining(Exception):
 Watch = Callable[[str, dict[str, Any]], None]
 """Called with what has happened and the facts about it:
 
-- "start": run (the folder), recipe, domains, epochs, epoch and step (how many are complete), steps (of the whole training), rows (of metrics so far)
+- "start": run (the folder), recipe, domains, epochs, epoch and step (how many are complete), steps (of the whole training), rows (of metrics so far),
+  overwrite (as `fit` was told: then the same call begins anew)
 - "step", after each: epoch (the one that runs, from 1), step (how many are done), steps, lr, images_per_s (in this epoch), data_share (of the
   time, spent waiting for images), eps_share (only where eps rises: the share of its value that it had), skipped (steps of this epoch, where
   on_nonfinite="skip"); with every tenth step of an epoch, from its first, also loss and losses (of each domain, where that is defined)
 - "epoch", once it is measured and saved: the row of metrics
-- "end": epoch (how many are complete), stopped (whether by `StopTraining` before the last one)
+- "end", whenever there was a "start": epoch (how many are complete), stopped (whether before the last one), error (the exception, only where one
+  other than `StopTraining` and Ctrl-C has ended it)
 """
 
 
@@ -435,6 +437,54 @@ class _Sums:
         self.losses = {name.removeprefix("of."): value.to(device) for name, value in tensors.items() if name.startswith("of.")}
         self.steps, self.skipped, self.always, self.rows = facts["steps"], facts["skipped"], facts["always"], facts["rows"]
 
+# %% ../nbs/08_train.ipynb #6efa6c7f
+@dataclass
+class _Pace:
+    "Images and seconds of an epoch's training so far, before interruptions too, without what a watch takes."
+
+    images: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0  # of the seconds, for images
+    _since: float = field(default=0.0, init=False)  # up to here the seconds are counted
+
+    def go(self) -> None:
+        "Time counts from here on."
+        self._since = time.perf_counter()
+
+    def count(self, images: int = 0) -> float:
+        "Add the seconds since the last call, and images that have been trained in them."
+        before, self._since = self._since, time.perf_counter()
+        self.seconds, self.images = self.seconds + self._since - before, self.images + images
+        return self._since - before
+
+    def awaited(self, batches: Iterable) -> Iterator:
+        "The batches; the time until each is there counts as waiting."
+        each = iter(batches)
+        while True:
+            self.count()
+            batch = next(each, None)
+            self.waited += self.count()
+            if batch is None:
+                return
+            yield batch
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self.count()
+        yield
+        self.go()
+
+    def facts(self) -> dict[str, float]:
+        "What is told of it; nothing before the first image."
+        self.count()
+        if not self.images:
+            return {}
+        return dict(seconds=self.seconds, images_per_s=self.images / self.seconds, data_share=self.waited / self.seconds)
+
+    def kept(self) -> dict[str, float]:
+        "For a checkpoint."
+        return dict(images=self.images, seconds=self.seconds, waited=self.waited)
+
 # %% ../nbs/08_train.ipynb #4c0afa07
 def _held(parts: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Module, str, Any]]:
     "Numbers and tensors that losses, miners and augmentations hold as plain attributes, such as the place in a memory: name, module, attribute, value."
@@ -461,7 +511,7 @@ class _Before:
         for module, name, value in self.attributes:
             setattr(module, name, value)
 
-# %% ../nbs/08_train.ipynb #af87f7d4
+# %% ../nbs/08_train.ipynb #f7d011ea
 class TrainingState:
     "Model, loss, optimiser and all else that changes during training."
 
@@ -495,7 +545,7 @@ class TrainingState:
     def _begin(self) -> None:
         "Stand before the first step of the epoch after those that are done."
         seed, number = self.training.seed, self.done + 1
-        self.step, self.sums = 0, _Sums(self.device)
+        self.step, self.sums, self.pace = 0, _Sums(self.device), _Pace()
         self.random = RandomState(derived_seed(seed, number), self.device, derived_seed(seed, number, 2))
 
     def complete(self) -> None:
@@ -531,7 +581,7 @@ class TrainingState:
         found: dict[str, Any] = dict(epoch=self.done, step=self.step, numbers=numbers)
         if self.micro_batch != self.training.micro_batch:
             found["micro_batch"] = self.micro_batch
-        return found | (dict(random=self.random.facts(), sums=self.sums.facts()) if self.step else {})
+        return found | (dict(random=self.random.facts(), sums=self.sums.facts(), pace=self.pace.kept()) if self.step else {})
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         "Go back to a checkpoint."
@@ -561,6 +611,7 @@ class TrainingState:
             self.step = facts["step"]
             self.random.restore(parts["random"], facts["random"])
             self.sums.restore(parts["sums"], facts["sums"])
+            self.pace = _Pace(**facts.get("pace", {}))  # earlier checkpoints lack it
 
 # %% ../nbs/08_train.ipynb #386b1783
 class NonFiniteError(FloatingPointError):
@@ -577,41 +628,13 @@ class NonFiniteError(FloatingPointError):
         of = f" of {report['parameters'][0]}" if report["what"] == "gradient" else ""
         super().__init__(f"the {report['what']}{of} is {report['value']} {where}: {remedy}")
 
-# %% ../nbs/08_train.ipynb #24cbe83d
-class _Pace:
-    "Images and seconds of an epoch's training, without what a watch takes."
-
-    def __init__(self) -> None:
-        self.images, self._waited, self._started = 0, 0.0, time.perf_counter()
-
-    def awaited(self, batches: Iterable) -> Iterator:
-        "The batches; the time until each is there counts as waiting."
-        each = iter(batches)
-        while True:
-            started = time.perf_counter()
-            batch = next(each, None)
-            self._waited += time.perf_counter() - started
-            if batch is None:
-                return
-            yield batch
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self._started += time.perf_counter() - started
-
-    def facts(self) -> dict[str, float]:
-        seconds = time.perf_counter() - self._started
-        return dict(seconds=seconds, images_per_s=self.images / seconds, data_share=self._waited / seconds)
-
-
+# %% ../nbs/08_train.ipynb #24bf356d
 def _read(loss: Tensor, parts: dict[str, Tensor]) -> dict[str, Any]:
     "The losses of a step as numbers, in one go."
     whole, *each = torch.stack([loss.detach(), *parts.values()]).tolist()
     return {"loss": whole, "losses": dict(zip(parts, each, strict=True))}
 
-# %% ../nbs/08_train.ipynb #47f3be2f
+# %% ../nbs/08_train.ipynb #3eaa7013
 class Trainer(TrainingState):
     "One run on its way through the epochs. `fit` is the front door."
 
@@ -623,11 +646,12 @@ class Trainer(TrainingState):
         undisturbed: Callable[[], AbstractContextManager] = nullcontext,  # makes the context of a step
     ) -> dict[str, Any]:
         "Train what is left of an epoch: mean losses, last rate, measured times. Raises `NonFiniteError`, standing before the step in question."
-        steps, total, pace = len(self.sampler), len(self.sampler) * self.training.epochs, _Pace()
+        steps, total, pace = len(self.sampler), len(self.sampler) * self.training.epochs, self.pace
+        pace.go()
         for raw, y, indices in pace.awaited(self._batches()):
             with undisturbed():
                 loss, report = self._step(raw, y, indices)
-            pace.images += len(raw)
+                pace.count(len(raw))
             bar.update(len(raw))
             at = self.done * steps + self.step
             facts: dict[str, Any] = dict(epoch=self.done + 1, step=at, steps=total, lr=self._rate(self.step - 1), **pace.facts())
@@ -642,7 +666,7 @@ class Trainer(TrainingState):
                 watch("step", facts)
                 after_step()
         skipped = dict(skipped=self.sums.skipped) if self.training.on_nonfinite == "skip" else {}
-        return dict(epoch=self.done + 1, **self._means(), lr=self._rate(steps - 1), **skipped, **(pace.facts() if pace.images else {}))
+        return dict(epoch=self.done + 1, **self._means(), lr=self._rate(steps - 1), **skipped, **pace.facts())
 
     def _batches(self) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
         self.sampler.set_epoch(self.done + 1)
@@ -761,7 +785,7 @@ def signs_of_trouble(
             found["dead domain"] = f"domain {domain!r} got no image in this epoch, its norms are untrained: give its branch rows, or leave it out"
     return found
 
-# %% ../nbs/08_train.ipynb #b6a98028
+# %% ../nbs/08_train.ipynb #f2b0e51c
 def fit(
     train: ImageSet,  # training images; the validation classes are cut from them
     recipe: str | Recipe = "mdprop",  # a name in `mdprop.recipes.RECIPES`, or a recipe
@@ -803,25 +827,26 @@ def fit(
         config = _config(recipe, trainer, held, pretrained)
         _agree(config, trainer)
         with _opened(folder, config, trainer, overwrite) as rows:
-            record = _Record(folder, trainer, held, recipe.domains[1:] if valid_domains else (), rows)
+            record = _Record(folder, trainer, held, recipe.domains[1:] if valid_domains else (), rows, overwrite)
             _epochs(record, progress and rank() == 0, _agreed(_together([*trackers, _together(watch)])))
         any_process(False)  # wait until the first process has written everything
     return Run(folder)
 
-# %% ../nbs/08_train.ipynb #43c792e8
+# %% ../nbs/08_train.ipynb #02c1587e
 def _epochs(record: "_Record", progress: bool, watch: Watch) -> None:
     "The epochs that are left, until somebody stops them."
     trainer, rows = record.trainer, record.rows
-    steps, settings = len(trainer.sampler), trainer.training
-    size, stopped = settings.batch_size, False
+    steps, settings, size = len(trainer.sampler), trainer.training, trainer.training.batch_size
     done = size * (steps * trainer.done + trainer.step)
-    with tqdm(total=size * steps * settings.epochs, initial=done, unit="image", desc=record.folder.name, disable=not progress) as bar:
+    bar = tqdm(total=size * steps * settings.epochs, initial=done, unit="image", desc=record.folder.name, disable=not progress)
+    with ExitStack() as ending, bar:
         try:
             with _Interrupts() as interrupts:
                 record.start()
+                ending.enter_context(_ended(trainer, watch))
                 watch("start", dict(run=str(record.folder), recipe=trainer.recipe.name, domains=trainer.recipe.domains, epochs=settings.epochs,
                                     epoch=trainer.done, step=steps * trainer.done + trainer.step, steps=steps * settings.epochs,
-                                    rows=[dict(row) for row in rows]))  # fmt: skip
+                                    rows=[dict(row) for row in rows], overwrite=record.overwrite))  # fmt: skip
                 while trainer.done < settings.epochs:
                     row = trainer.epoch(bar, watch, record.after_step, interrupts.held)
                     row |= record.measured()
@@ -829,7 +854,6 @@ def _epochs(record: "_Record", progress: bool, watch: Watch) -> None:
                         record.complete(row)
                     watch("epoch", dict(row))
         except StopTraining as reason:
-            stopped = trainer.done < settings.epochs
             record.stop("stopped", str(reason) or "a watch asked for it")
         except KeyboardInterrupt:
             raise KeyboardInterrupt(record.stop("interrupted", "by the keyboard")) from None
@@ -838,8 +862,22 @@ def _epochs(record: "_Record", progress: bool, watch: Watch) -> None:
                 write_json(record.folder / "stopped.json", dict(error.report, text=str(error)))
             record.stop("not finite", str(error))
             raise
+
+
+@contextmanager
+def _ended(trainer: Trainer, watch: Watch) -> Iterator[None]:
+    "Tell the watch of the end, whatever it is."
+    facts = lambda: dict(epoch=trainer.done, stopped=trainer.done < trainer.training.epochs)
+    try:
+        yield
+    except BaseException as error:
+        try:
+            watch("end", facts() | ({} if isinstance(error, KeyboardInterrupt) else dict(error=error)))
+        except Exception as another:  # the first one is what the caller must see
+            warnings.warn(f"a watch failed when it was told of the end, too: {type(another).__name__}: {another}", stacklevel=2)
+        raise
     with suppress(StopTraining):
-        watch("end", dict(epoch=trainer.done, stopped=stopped))
+        watch("end", facts())
 
 
 def _agree(config: dict[str, Any], trainer: Trainer) -> None:
@@ -874,10 +912,12 @@ def _agreed(watch: Watch) -> Watch:
 
     def tell(what: str, facts: dict[str, Any]) -> None:
         try:
-            if rank() == 0 and not wishes:
+            if rank() == 0 and (what == "end" or not wishes):
                 watch(what, facts)
         except StopTraining as wish:
             wishes.append(wish)
+        if what == "end":  # the others may be gone
+            return
         if (what != "step" or "loss" in facts) and any_process(bool(wishes)):
             raise wishes[0] if wishes else StopTraining
 
@@ -889,6 +929,11 @@ def _together(watch: Watch | Sequence[Watch] | None) -> Watch:
     watches = [] if watch is None else [watch] if callable(watch) else list(watch)
 
     def tell(what: str, facts: dict[str, Any]) -> None:
+        if what == "end":  # all are told, also where one of them fails
+            with ExitStack() as left:
+                for each in reversed(watches):
+                    left.callback(each, what, dict(facts))
+            return
         for each in watches:
             each(what, dict(facts))
 
@@ -927,12 +972,12 @@ class _Interrupts:
         if any_process(self._asked):
             raise KeyboardInterrupt
 
-# %% ../nbs/08_train.ipynb #a8d1e54e
+# %% ../nbs/08_train.ipynb #7b9660f1
 class _Record:
     "What training writes into the run folder; of several processes only the first one writes."
 
-    def __init__(self, folder: Path, trainer: Trainer, held: ImageSet | None, domains: Sequence[str], rows: list[dict[str, Any]]):
-        self.folder, self.trainer, self.held, self.domains, self.rows = folder, trainer, held, domains, rows
+    def __init__(self, folder: Path, trainer: Trainer, held: ImageSet | None, domains: Sequence[str], rows: list[dict[str, Any]], overwrite: bool):
+        self.folder, self.trainer, self.held, self.domains, self.rows, self.overwrite = folder, trainer, held, domains, rows, overwrite
         self._saved = time.monotonic()
 
     def start(self) -> None:
@@ -977,9 +1022,23 @@ class _Record:
             return
         save_metrics(self.folder, self.rows)
         if self.held is None or row["recall_at_1"] > best:
+            self._forget_former_best()
             model = {name: value for name, value in trainer.tensors().items() if name.startswith("model.")}
             save_tensors(self.folder / "best.safetensors", model, epoch=trainer.done)
         self.save()
+
+    def _forget_former_best(self) -> None:
+        "Evaluations of a run that had been interrupted are not those of its new best model: delete them, and say so."
+        arrays = sorted(path for part in ("embeddings", "items") for path in self.folder.glob(f"{part}/[!.]*.npz"))
+        measured = [path for path in arrays if path.stem != "valid" and not TRAINING_SNAPSHOT.fullmatch(path.stem)]
+        outdated = [path for path in (self.folder / "results.json", self.folder / "robustness.json", *measured) if path.is_file()]
+        for path in outdated:
+            path.unlink()
+        if outdated:
+            names = ", ".join(path.relative_to(self.folder).as_posix() for path in outdated)
+            text = f"{names}: deleted, since they were measured on an earlier model than the one that is now the best; evaluate the run again"
+            warnings.warn(f"{self.folder.name}, epoch {self.trainer.done}: {text}", stacklevel=2)
+            add_note(self.folder, "outdated", text, self.trainer.done)
 
     def save(self) -> None:
         "A checkpoint: everything that training needs to go on."
@@ -1001,7 +1060,8 @@ class _Record:
         place = place if trainer.done or trainer.step else "the start"
         if rank() == 0:
             add_note(self.folder, what, why, trainer.done + 1, trainer.step)
-        return f"training stopped at {place}; {saved} in {self.folder}, the same call goes on from there"
+        again = "the same call without overwrite" if self.overwrite else "the same call"
+        return f"training stopped at {place}; {saved} in {self.folder}, {again} goes on from there"
 
     def _note(self) -> None:
         trainer = self.trainer

@@ -6,11 +6,14 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mdprop import robustness
@@ -204,6 +207,35 @@ def test_exit_codes_and_where_words_go(here, capsys):
     assert failed.stderr == "mdprop: nowhere does not exist: give the folder that fit(..., out=...) or `mdprop train` wrote\n"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="starts two processes")
+def test_of_several_processes_the_first_one_prints_the_json(here):
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "mdprop.cli"]
+    done = subprocess.run(
+        [*words, "data", "--size", "16", "--json"], capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["images"] == 4000
+
+
+def test_a_full_gpu_and_a_taken_port_end_with_one_line(here, monkeypatch, capsys):
+    def full(*_, **__):
+        raise torch.cuda.OutOfMemoryError("the memory of cuda:0 is full with 3 images at once: take smaller images")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mdprop.cli.fit", full)
+        with pytest.raises(SystemExit, match=r"^mdprop: the memory of cuda:0 is full"):
+            main(TRAIN.split())
+    pytest.importorskip("voila", reason="needs the extra lab")
+    main(f"{TRAIN} --recipe plain".split())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for port, told in (taken.getsockname()[1], "in use"), (70_000, "65535"):
+            with pytest.raises(SystemExit) as stop:
+                main(f"dashboard runs/plain --no-browser --port {port}".split())
+            assert re.match(rf"mdprop: port {port} cannot be had \(.*{told}.*\): leave --port out for a free one$", stop.value.code)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="sends a signal")
 def test_an_interrupted_training_ends_with_130_and_goes_on(here):
     words = [sys.executable, "-m", "mdprop", *TRAIN.replace("--epochs 1", "--epochs 60").replace("--quiet", "--verbose").split(), "--valid", "0"]
@@ -351,9 +383,21 @@ def test_the_demo_leaves_two_runs_and_a_page(demo_folder):
 def test_lab_opens_a_notebook_that_is_ready(tmp_path, monkeypatch):
     pytest.importorskip("anywidget", reason="needs the extra lab")
     started = []
-    monkeypatch.setattr("mdprop.cli.subprocess.run", lambda command, check: started.append(command))
+    monkeypatch.setattr("mdprop.cli.subprocess", SimpleNamespace(run=lambda command, check: started.append(command)))
     main(["lab", str(tmp_path), "--no-browser"])
     assert started[0][-1] == str(tmp_path / "mdprop.ipynb") and "--ip=127.0.0.1" in started[0]
     (tmp_path / "mdprop.ipynb").rename(tmp_path / "mine.ipynb")
     main(["lab", str(tmp_path)])
     assert started[1][-1] == str(tmp_path) and [path.name for path in tmp_path.glob("*.ipynb")] == ["mine.ipynb"]
+
+
+def test_lab_shows_the_runs_that_it_was_given(here, monkeypatch):
+    pytest.importorskip("anywidget", reason="needs the extra lab")
+    opened = []
+    monkeypatch.setattr("mdprop.cli.subprocess", SimpleNamespace(run=lambda command, check: opened.append(command[-1])))
+    for recipe in ("plain", "mdprop"):
+        main(f"{TRAIN} --recipe {recipe}".split())
+    for runs in ("runs/plain", "runs/mdprop", "runs/mdprop", "runs/plain"):
+        main(f"lab --runs {runs}".split())
+        assert f"RunDashboards('{runs}')" in (here / opened[-1]).read_text(encoding="utf-8")
+    assert opened == ["mdprop.ipynb", "mdprop-2.ipynb", "mdprop-2.ipynb", "mdprop.ipynb"]

@@ -108,6 +108,28 @@ def test_cancel_goes_back_to_what_is_shown(monkeypatch):
     assert shown.state.projection == "pca" == shown.view.projection and shown.view.busy == shown.view.problem == ""
 
 
+@pytest.mark.parametrize("back", ["pca", "umap"])  # what is shown, and another one that is at hand
+def test_what_is_no_longer_asked_for_is_not_shown(monkeypatch, back):
+    shown = DensityDashboard(snapshot(), snapshot("mdprop", seed=1))
+    begun, go_on, original = threading.Event(), threading.Event(), density.fit_layouts
+
+    def slow(one, two, layout, seed, progress):
+        if layout == "densmap":  # it does not hear that it is cancelled before its end
+            begun.set()
+            assert go_on.wait(60)
+        return original(one, two, "pca", seed)
+
+    monkeypatch.setattr(density, "fit_layouts", slow)
+    shown.add_layout("umap")
+    shown.state.projection = "densmap"
+    assert begun.wait(60)
+    shown.state.projection = back
+    go_on.set()
+    shown.wait(60)
+    assert shown._shown["projection"] == back == shown.view.projection and shown.view.busy == ""
+    assert "densmap" not in shown.view.projections
+
+
 def test_values_and_charts_follow_k_and_the_selection(dashboard):
     dashboard.state.k = 5
     assert "neighbour 5" in dashboard.view.values["density"]["unit"]
@@ -241,6 +263,10 @@ def test_domains_attacked_inputs_and_epochs_of_runs(demo_folder):
     shown.wait()
     other = shown.view.projections["pca"]
     assert shown.view.problem == "" and other["after"] != clean["after"] and "attacked_after" not in other
+    shown.state.domain = "single"
+    shown.state.domain = "multi"  # back, before the other one is there
+    shown.wait()
+    assert shown._shown["domain"] == "multi" == shown.view.domain and shown.view.projections["pca"]["after"] == other["after"]
     epochs = DensityDashboard(before, after, snapshot="valid")
     assert epochs.view.epochs == ["epoch 0", "epoch 1"] and len(epochs.view.projections["pca"]["epochs_after"]) == 2
     last = [np.frombuffer(packed, np.float32) for packed in (epochs.view.projections["pca"]["epochs_after"][1], epochs.view.projections["pca"]["after"])]

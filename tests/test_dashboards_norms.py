@@ -105,6 +105,7 @@ def test_names():
 
 def test_controls_and_clicks_reach_the_state(run):
     board = NormDashboard(run)
+    assert (board.state.layer, board.state.reference) == ("", ""), "to draw is no choice of the user's"
     board._view.charts[1]._heard(None, {"kind": "click", "trace": 0, "point": [4, 0]}, [])
     assert (board.state.layer, board.state.domain) == (board.found.layers[4], "single") and board._view.layer.value == board.found.layers[4]
     frame = board._view.charts[0].figure.layout.shapes[0]

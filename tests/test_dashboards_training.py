@@ -16,7 +16,7 @@ from mdprop.dashboards.training import (
 )  # fmt: skip
 from mdprop.data import glyphs
 from mdprop.runs import Run, RunError, write_json
-from mdprop.train import StopTraining, fit
+from mdprop.train import NonFiniteError, StopTraining, fit
 
 QUICK = dict(epochs=3, width=4, dim=8, batch_size=16, per_class=2)
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -184,6 +184,24 @@ def test_as_a_watch_it_says_that_buttons_are_not_heard(few, tmp_path):
     fit(few, "plain", tmp_path / "run", watch=watch, progress=False, **QUICK | dict(epochs=1))
     assert board.live.standing == "finished" and all(disabled for disabled, _ in seen) and "holds the kernel" in seen[1][1]
     assert board.run.name == "run"
+
+
+def test_as_a_watch_it_shows_how_the_training_has_ended(few, tmp_path):
+    board = TrainingDashboard()
+    with pytest.raises(NonFiniteError):
+        fit(few, "plain", tmp_path / "diverged", watch=board, progress=False, **QUICK | dict(lr=1e30, warmup=0.0))
+    assert board.live.standing == "failed" and not board.training and "lower lr=" in board._view.alert.value
+
+    def interrupt(what, facts):
+        if facts.get("step") == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(few, "plain", tmp_path / "run", watch=[interrupt, board], progress=False, overwrite=True, **QUICK)
+    assert board.live.standing == "stopped" and board._view.alert.value == ""
+    assert "the same fit(...) without overwrite goes on from there" in board._view.standing.value
+    with pytest.raises(KeyboardInterrupt):  # before it is told that a training begins
+        fit(few, "plain", tmp_path / "run", watch=[interrupt, TrainingDashboard()], progress=False, **QUICK)
 
 
 # Finished runs

@@ -6,14 +6,21 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 
-from mdprop.grid import CellError, Grid, GridError, GridResults, holm, plan_grid, read_rows, run_grid
+from mdprop.archives import lock_file
+from mdprop.data import ImageSet
+from mdprop.grid import CellError, Evaluation, Grid, GridError, GridResults, append_row, holm, measure, open_sets, plan_grid, read_rows, run_grid, train_cell
+from mdprop.robustness import evaluate
+from mdprop.runs import Run, RunError, exclusive, load
 
 TINY = """
 recipe = ["plain", "mdprop"]
@@ -67,8 +74,8 @@ def children_of(task: Path) -> list[str]:
 def test_every_row_of_the_evidence_can_be_trained_and_measured(tmp_path):
     found = run_grid(Grid.from_toml(Path(__file__).parents[1] / "benchmarks" / "evidence.toml").smoke(), tmp_path, workers=0, progress=False)
     assert len(found.runs) > 30 and not found.failed
-    for measure in ("valid_recall_at_1", "test_map_at_r", "test_nmi", "test_recall_at_1_multi_eps8", "test_pi_ratio", "test_rho"):
-        assert np.isfinite(found.runs[measure]).all(), measure
+    for name in ("valid_recall_at_1", "test_map_at_r", "test_nmi", "test_recall_at_1_multi_eps8", "test_pi_ratio", "test_rho"):
+        assert np.isfinite(found.runs[name]).all(), name
     assert found.runs.set_index("row").loc["plain", ["test_ers", "test_recall_at_1_shifts"]].notna().all()
 
 
@@ -122,9 +129,9 @@ def test_a_recipe_with_several_norms_is_measured_through_each_answer(tmp_path):
     path.write_text(TINY.replace("seeds = 2", "seeds = 1") + 'answers = ["multi", "mean", "gate"]\nattacked = 6\neps = ["8/255", "2/255"]\n', encoding="utf-8")
     runs = run_grid(path, tmp_path / "out", workers=0, progress=False).runs.set_index("row")
     for answer in ("", "_through_multi", "_through_mean", "_through_gate"):
-        for measure in ("recall_at_1", "rho", "recall_at_1_single_eps8", "recall_at_1_multi_eps2"):
-            assert 0 <= runs.loc["mdprop", f"test_{measure}{answer}"] < math.inf
-            assert math.isnan(runs.loc["plain", f"test_{measure}{answer}"]) == bool(answer), "one norm answers in one way"
+        for name in ("recall_at_1", "rho", "recall_at_1_single_eps8", "recall_at_1_multi_eps2"):
+            assert 0 <= runs.loc["mdprop", f"test_{name}{answer}"] < math.inf
+            assert math.isnan(runs.loc["plain", f"test_{name}{answer}"]) == bool(answer), "one norm answers in one way"
     assert runs.loc["mdprop", "test_rho_through_multi"] != runs.loc["mdprop", "test_rho"] != runs.loc["mdprop", "test_rho_through_gate"]
     assert "valid_recall_at_1_single_eps8" in runs and "valid_recall_at_1_single_eps2" not in runs
     assert (runs["test_recall_at_1_single_eps8"] * 6 % 1 < 1e-6).all(), "six queries were attacked"
@@ -145,10 +152,56 @@ def test_rows_without_their_folders_count_and_folders_without_their_rows_too(tin
 
 
 def test_a_second_driver_is_refused(tiny, tmp_path):
-    from mdprop.runs import RunError, exclusive
-
     with exclusive(tmp_path / "out"), pytest.raises(RunError, match="wait until it ends"):
         run_grid(tiny, tmp_path / "out", progress=False)
+
+
+def test_a_finished_folder_of_photos_must_still_hold_what_was_trained_on(tmp_path):
+    "Two folders of one last name are told apart in one file, and when a finished file points at another folder."
+
+    def photos(year: str, first: int) -> str:
+        for name in "abcd":
+            for i in range(first, 8):
+                (tmp_path / year / "photos" / name).mkdir(parents=True, exist_ok=True)
+                Image.new("L", (8, 8), 20 * i).save(tmp_path / year / "photos" / name / f"{i}.png")
+        return f"folder:{tmp_path / year / 'photos'}"
+
+    file = dict(recipe="plain", training=dict(epochs=1, batch_size=8), model=dict(width=4), evaluate=dict(steps=1, eps=[], clustering=False))
+    old, new = (Grid(file | dict(data=dict(source=source, size=8, valid=0))) for source in (photos("2023", 0), photos("2024", 1)))
+    assert old.cells[0].name == new.cells[0].name, "results name no place of this machine"
+    assert len(run_grid(old, tmp_path / "out", workers=0, progress=False).runs) == 1
+    with pytest.raises(GridError, match=r"was trained on other images than those in .*2024"):
+        run_grid(new, tmp_path / "out", workers=0, progress=False)
+    (tmp_path / "2024").rename(tmp_path / "gone")
+    assert len(run_grid(new, tmp_path / "out", workers=0, progress=False).runs) == 1, "photos that are elsewhere are not asked for"
+    sources = [cell.data["source"] for cell in (*old.cells, *new.cells)]
+    with pytest.raises(GridError, match="are both 'folder:photos' in the results"):
+        Grid(file | dict(data=dict(source=sources)))
+
+
+def test_how_a_run_is_worked_on_does_not_make_it_another(tiny):
+    cell = Grid.from_toml(tiny).cells[0]
+    same = replace(cell, training=dict(epochs=1, workers=3, save_minutes=0, checkpoints=1, on_nonfinite="skip"))
+    assert same.key == cell.key != replace(cell, training=dict(epochs=1, micro_batch=8)).key
+    longer, longer_same = (replace(cell, time_of=other) for other in (cell, same))
+    assert longer.key == longer_same.key
+
+
+def test_grids_that_share_a_file_of_results_wait_for_each_other(tmp_path):
+    path = tmp_path / "results.jsonl"
+    ours, theirs = row("plain", 0, 0.5), row("plain", 1, 0.6)
+    writer = threading.Thread(target=append_row, args=(path, ours))
+    with open(path, "ab") as file:
+        lock_file(file)
+        writer.start()
+        text = json.dumps(theirs).encode() + b"\n"
+        file.write(text[:9])
+        file.flush()
+        writer.join(0.5)
+        waited = writer.is_alive()
+        file.write(text[9:])
+    writer.join(60)
+    assert waited and [found["seed"] for found in read_rows(path)] == [1, 0]
 
 
 # Failures
@@ -179,7 +232,41 @@ def test_no_cell_starts_when_the_time_is_over(tiny, tmp_path, capsys):
     assert "the time is over: 4 cells are left" in capsys.readouterr().out
 
 
+def test_impossible_numbers_and_answers_are_refused_before_anything_is_made(tiny, tmp_path):
+    for wrong in (dict(workers=-1), dict(threads=0), dict(workers=-2, ray="local")):
+        with pytest.raises(GridError, match=r"must be [01] or more"):
+            run_grid(tiny, tmp_path / "out", **wrong)
+    assert not (tmp_path / "out").exists()
+    tiny.write_text(TINY + 'answers = ["mean", "mutli"]\n', encoding="utf-8")
+    with pytest.raises(GridError, match="no recipe of the grid has the answer 'mutli': did you mean 'multi'"):
+        Grid.from_toml(tiny)
+
+
+def test_a_run_whose_epochs_were_not_timed_has_a_row_without_its_seconds(tiny, tmp_path, monkeypatch, capsys):
+    untimed = property(lambda run: metrics.fget(run).drop(columns="seconds"))
+    metrics = Run.metrics
+    monkeypatch.setattr(Run, "metrics", untimed)
+    results = run_grid(tiny, tmp_path / "out", workers=0, only=["seed0"])
+    assert not results.failed and results.runs["seconds_training"].isna().all() and (results.runs["seconds_evaluation"] > 0).all()
+    assert "seed0-" in capsys.readouterr().out and "2 runs finished" in repr(results)
+
+
 # Numbers
+
+
+def test_every_radius_is_measured_by_the_protocol_of_the_set(tiny, tmp_path):
+    cell = Grid.from_toml(tiny).cells[0]
+    train_cell(cell, tmp_path / "run")
+    plain, run = open_sets(cell)["test"], load(tmp_path / "run")
+    roles = ["query" if i % 5 else "gallery" for i in range(len(plain))]
+    official = ImageSet(plain.images, plain.labels, plain.class_names, plain.keys, "official", "official", rows=plain.rows, roles=roles)
+    for test in (official, plain):
+        for attacked in (0, 30):
+            found = measure(run, dict(test=test), Evaluation(("test",), (8 / 255, 4 / 255), 1, attacked, clustering=False))
+            for eps in (8, 4):
+                expected = evaluate(run.model(), test, eps / 255, 1, attacked=attacked)
+                for kind in ("single", "multi"):
+                    assert found[f"test_recall_at_1_{kind}_eps{eps}"] == expected[f"recall_at_1_{kind}"], (test.name, attacked, eps, kind)
 
 
 def row(name: str, seed: int, value: float | None, **group: str) -> dict:

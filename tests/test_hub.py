@@ -168,6 +168,24 @@ def test_the_card_tells_what_was_measured_and_how_it_is_loaded(run, hub):
     assert space["z"].shape == (3, 8)
 
 
+def test_the_card_says_which_classes_domain_and_queries_were_measured(tmp_path):
+    train, test = glyphs(40, size=16).split_classes()
+    run = fit(train, "mdprop", tmp_path / "run", width=4, dim=8, epochs=1, progress=False)
+    evaluate(run, test, steps=1, attacked=12, domain="clean", name="new")
+    with pytest.warns(UserWarning, match="20 of 20 test classes were in the training"):
+        evaluate(run, train, steps=2, domain="multi", name="leaked")
+    card = model_card(run)
+    assert f"`new`: {test.name}, classes that it has not seen in training; single, multi: 1 step of an attack of 8/255 on 12 images, white-box" in card
+    images = f"{len(train)} images"
+    leaked = f"`leaked`: {train.name}, 20 of its 20 classes were seen in training; through the norms of multi; single, multi: 2 steps"
+    assert f"{leaked} of an attack of 8/255 on {images}, white-box" in card and card.count("not seen in training") == 1
+    stored = run.results
+    for found in stored.values():  # as an earlier version wrote them
+        del found["settings"]["seen"], found["settings"]["attacked"]
+    write_json(run.path / "results.json", stored)
+    assert model_card(run).count("it is not recorded whether training has seen its classes") == 2
+
+
 def test_words_of_others_stay_words(run, tmp_path):
     evil = "<script>alert(1)</script> | [x](javascript:y)\n# `head` *b*"
     folder = tmp_path / "evil"
@@ -175,7 +193,8 @@ def test_words_of_others_stay_words(run, tmp_path):
     config = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
     config["data"]["name"] = config["recipe"]["name"] = config["recipe"]["source"] = evil
     write_json(folder / "config.json", config)
-    write_json(folder / "results.json", {evil: dict(settings=dict(data=evil, steps=1, eps=0.01), metrics={evil: 1.0})})
+    settings = dict(data=evil, steps=evil, eps=0.01, seen=evil, classes=evil, domain=evil, attacked=evil)
+    write_json(folder / "results.json", {evil: dict(settings=settings, metrics={evil: 1.0})})
     card = model_card(load(folder), f"me/x'); {evil}", data_license=evil)
     body = card.split("---", 2)[2]
 

@@ -21,7 +21,7 @@ from PIL import Image
 from pytorch_metric_learning import losses
 
 from mdprop import runs
-from mdprop.data import glyphs, image_folder
+from mdprop.data import ImageSet, glyphs, image_folder
 from mdprop.model import Embedder
 from mdprop.recipes import mdprop
 from mdprop.runs import Run, RunError, add_note, checkpoints, exclusive, load_tensors, newest_checkpoint, save_tensors
@@ -325,6 +325,19 @@ def test_ctrl_c_saves_everything_and_says_so(whole, tmp_path, monkeypatch, where
     assert_same_bytes(train(tmp_path / "run"), whole)
 
 
+def test_a_run_that_replaces_another_one_goes_on_without_overwrite(whole, tmp_path):
+    def interrupt(what, facts):
+        assert what != "start" or facts["overwrite"]
+        if facts.get("step") == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match=r"epoch 2, step 2 of 5; .*run, the same call without overwrite goes on from there$"):
+        train(tmp_path / "run", watch=interrupt, overwrite=True)
+    told = []
+    assert_same_bytes(train(tmp_path / "run", watch=lambda what, facts: told.append(facts)), whole)
+    assert (told[0]["step"], told[0]["overwrite"]) == (7, False)
+
+
 def test_a_watch_that_draws_random_numbers_changes_nothing(whole, tmp_path):
     def watch(what, facts):
         torch.manual_seed(0)
@@ -506,8 +519,8 @@ def test_statistics_move_once_for_each_part(tmp_path):
 # Times, notes and paths
 
 
-def test_the_share_of_waiting_for_images_is_measured(tmp_path, capsys, monkeypatch):
-    few, told, clock = data(), [], [0.0]
+def by_this_clock(few: ImageSet, clock: list[float], monkeypatch) -> torch.nn.Module:
+    "An augmentation that takes a second; a batch takes three."
     slow = few.raw_batch
     monkeypatch.setattr("mdprop.train.time", SimpleNamespace(perf_counter=lambda: clock[0], monotonic=time.monotonic))
 
@@ -520,16 +533,40 @@ def test_the_share_of_waiting_for_images_is_measured(tmp_path, capsys, monkeypat
             clock[0] += 1
             return x
 
+    few.raw_batch = waiting
+    return Thinking()
+
+
+def test_the_share_of_waiting_for_images_is_measured(tmp_path, capsys, monkeypatch):
+    few, told, clock = data(), [], [0.0]
+    thinking = by_this_clock(few, clock, monkeypatch)
+
     def watch(what, facts):
         told.append(facts)
         clock[0] += 100  # is not training
 
-    few.raw_batch = waiting
-    run = fit(few, "plain", tmp_path / "run", valid=None, watch=watch, augment=Thinking(), **QUICK | dict(progress=True))
+    run = fit(few, "plain", tmp_path / "run", valid=None, watch=watch, augment=thinking, **QUICK | dict(progress=True))
     assert run.metrics["data_share"].tolist() == pytest.approx([0.75] * 3)
     assert [facts["data_share"] for facts in told if "lr" in facts and "seconds" in facts] == pytest.approx([0.75] * len(told[1:-1]))
     assert "data=75%" in capsys.readouterr().err
     assert (run.metrics["seconds"] > 0).all() and list(run.metrics)[-3:] == list(runs.TIMINGS)
+
+
+def test_the_time_of_an_epoch_counts_what_was_trained_before_an_interruption(tmp_path, monkeypatch):
+    few, clock = data(), [0.0]
+    thinking = by_this_clock(few, clock, monkeypatch)
+
+    def stop(what, facts):
+        clock[0] += 100
+        if what == "step" and facts["step"] in (2, 6, 7):  # within an epoch of six steps, after its last one, and after the first of the next one
+            raise StopTraining
+
+    for epochs in (0, 0, 1):
+        run = fit(few, "plain", tmp_path / "run", valid=None, watch=stop, augment=thinking, **QUICK)
+        assert len(run.metrics) == epochs
+    run = fit(few, "plain", tmp_path / "run", valid=None, augment=thinking, **QUICK)
+    assert run.metrics["seconds"].tolist() == pytest.approx([24] * 3) and run.metrics["data_share"].tolist() == pytest.approx([0.75] * 3)
+    assert run.metrics["images_per_s"].tolist() == pytest.approx([4] * 3)
 
 
 def test_notes_do_not_repeat(tmp_path):

@@ -107,3 +107,11 @@ def test_options_reach_the_tracker(train, tmp_path, monkeypatch):
     assert made[0] == ("run", str(tmp_path / "run"), "red") and made[-1] == "finished"
     assert made[1]["training.epochs"] == 2 and made[1]["recipe.name"] == "plain" and made[1]["data.name"] == "glyphs-train"
     assert all(isinstance(value, str | int | float | bool) for value in made[1].values())
+
+    def fail(what, facts):
+        if what == "step":
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        fit(train, "plain", tmp_path / "failed", watch=fail, track="recorded", **TINY)
+    assert made[-1] == "finished"

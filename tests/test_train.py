@@ -17,9 +17,9 @@ from mdprop.model import Embedder, embed
 from mdprop.norm import domains_of
 from mdprop.recipes import Branch, FeatureAttack, Recipe, mdprop_paper
 from mdprop.retrieval import retrieval_metrics
-from mdprop.robustness import compare
+from mdprop.robustness import compare, evaluate
 from mdprop.runs import Run, RunError, load_tensors
-from mdprop.train import StopTraining, create_loss, derived_seed, fit, learning_rate
+from mdprop.train import NonFiniteError, StopTraining, create_loss, derived_seed, fit, learning_rate
 
 QUICK = dict(epochs=1, width=4, dim=8, batch_size=16, per_class=2, progress=False)
 
@@ -434,6 +434,46 @@ def test_a_stopped_run_is_whole_and_goes_on_to_the_same_weights(few, tmp_path, a
     assert (stopped.path / "last.safetensors").exists() == (done > 0 or at == "first step")
     again = fit(few, "mdprop", tmp_path / "run", **settings)
     assert same(weights(again), weights(whole)) and again.snapshots == whole.snapshots
+
+
+@pytest.mark.parametrize("reason", [KeyboardInterrupt, MemoryError, NonFiniteError])
+@pytest.mark.filterwarnings("ignore:a watch failed when it was told of the end:UserWarning")
+def test_each_watch_is_told_the_end_whatever_it_is(few, tmp_path, reason):
+    told, watch = listener()
+
+    def broken(what, facts):
+        if reason is not NonFiniteError and facts.get("step") == 2:
+            raise reason
+        if what == "end":
+            raise ConnectionError("a second error must not hide the first one")
+
+    settings = QUICK | (dict(lr=1e30, warmup=0.0) if reason is NonFiniteError else {})
+    with pytest.raises(reason):
+        fit(few, "plain", tmp_path / "run", watch=[watch, broken, watch], **settings)
+    assert [what for what, _ in told[-2:]] == ["end", "end"] and [what for what, _ in told].count("end") == 2
+    for _, end in told[-2:]:
+        assert (end["epoch"], end["stopped"], type(end.get("error", KeyboardInterrupt()))) == (0, True, reason)
+
+
+def test_what_was_measured_on_an_earlier_model_does_not_pass_for_the_finished_run(few, tmp_path):
+    train, test = few.keep_classes(range(8)), few.keep_classes(range(8, 12))
+    go_on = lambda **more: fit(train, "plain", tmp_path / "run", valid=None, **QUICK | dict(epochs=3) | more)  # every epoch is the best
+
+    def stop(what, facts):
+        if what == "epoch":
+            raise StopTraining
+
+    run = go_on(watch=stop)
+    evaluate(run, test, steps=1, name="mine")
+    for name in ("robustness.json", "embeddings/valid-000.npz"):
+        (run.path / name).write_text("{}", encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"results.json, robustness.json, embeddings/mine.npz, items/mine.npz: deleted.* evaluate the run again"):
+        go_on(watch=stop)
+    assert run.results == {} and run.snapshots == ["valid-000"] and not (run.path / "robustness.json").exists()
+    assert [note["epoch"] for note in run.notes if note["what"] == "outdated"] == [2]
+    go_on()
+    found = evaluate(run, test, steps=1)
+    assert go_on().results["test"]["metrics"] == found  # a finished run is left as it is
 
 
 def test_the_time_of_a_watch_is_not_training_time(few, tmp_path):

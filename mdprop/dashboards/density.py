@@ -201,7 +201,7 @@ class Picture:
 
 SIDES: Sequence[Literal["before", "after"]] = ("before", "after")
 
-# %% ../../nbs/13b_density.ipynb #4f01d943
+# %% ../../nbs/13b_density.ipynb #48f79b5d
 class DensityDashboard(Dashboard):
     "Two embeddings of the same items side by side and their difference: linked pictures, measures of the full space, classes, charts, images."
 
@@ -332,6 +332,7 @@ class DensityDashboard(Dashboard):
         self._work = Work(self._show_busy, self._show_problem)
         self._measuring = Work(lambda what, share: self._show(dict(measuring=what and f"{what} …")), self._show_problem)
         self._drawing = Work(lambda what, share: None, self._show_problem)
+        self._choosing = RLock()  # whoever compares what is shown with what is asked for, and acts on it; taken before all other locks
         self._one = RLock()  # what several threads have found goes to the page one after the other
         self._out = Event()  # set once the view is on its way to the page
         self.state.observe(lambda change: self._change_space(), list(self._shown))
@@ -350,9 +351,10 @@ class DensityDashboard(Dashboard):
 
     def _give_up(self) -> None:
         "Drop what is being computed, and go back to what is shown."
-        self._work.cancel()
-        for name, value in self._shown.items():
-            setattr(self.state, name, value)
+        with self._choosing:
+            self._work.cancel()
+            for name, value in self._shown.items():
+                setattr(self.state, name, value)
 
     def wait(
         self,
@@ -372,35 +374,47 @@ class DensityDashboard(Dashboard):
             self._pictures[domain, layout] = picture
         return self._pictures[domain, layout]
 
+    def _asked(self) -> dict[str, Any]:
+        "What the user wants to see: layout, domain, inputs, noise."
+        return {name: getattr(self.state, name) for name in self._shown}
+
     def _change_space(self) -> None:
-        "Show what the user asked for: layout, domain, inputs, noise. What takes long runs beside the page."
-        wanted = {name: getattr(self.state, name) for name in self._shown}
-        if wanted == self._shown:
-            return
-        layout, domain, inputs = wanted["projection"], wanted["domain"], wanted["inputs"]
+        "Show what the user asked for. What takes long runs beside the page, and is dropped when something else is asked for meanwhile."
+        with self._choosing:
+            self._work.cancel()
+            wanted = self._asked()
+            if wanted == self._shown:
+                return
+            layout, domain, inputs = wanted["projection"], wanted["domain"], wanted["inputs"]
+            compute, show = (lambda report: self._computed(wanted, report)), (lambda found: self._show_space(wanted, *found))
+            known = (domain, layout) in self._pictures or (layout == "pca" and domain == "")
+            if known and inputs == "clean" and (layout == "pca" or not wanted["noise_only"]):
+                show(compute(lambda share: None))
+            else:
+                self._work.start(_doing(layout, domain, inputs, self.pair.n), compute, show)
 
-        def compute(report: Callable[[float], None]) -> tuple[Pair, Picture, dict[str, Any]]:
-            clean = self.spaces.embed(domain, "clean", report)
-            attacked = self.spaces.embed(domain, inputs, report) if inputs != "clean" else None
-            picture = self._picture(layout, domain, report)
-            if wanted["noise_only"]:
-                picture.add_rerun(report)
-            picture.measure_trust()
-            return self.pair if domain == self._shown["domain"] else self._pair(*clean), picture, picture.entry(attacked, self.rows)
+    def _computed(self, wanted: dict[str, Any], report: Callable[[float], None]) -> tuple[Pair, Picture, dict[str, Any]]:
+        "The sides, the picture of both, and what the view draws of it."
+        domain, inputs = wanted["domain"], wanted["inputs"]
+        clean = self.spaces.embed(domain, "clean", report)
+        attacked = self.spaces.embed(domain, inputs, report) if inputs != "clean" else None
+        picture = self._picture(wanted["projection"], domain, report)
+        if wanted["noise_only"]:
+            picture.add_rerun(report)
+        picture.measure_trust()
+        return self.pair if domain == self._shown["domain"] else self._pair(*clean), picture, picture.entry(attacked, self.rows)
 
-        def show(found: tuple[Pair, Picture, dict[str, Any]]) -> None:
-            same = (domain, inputs) == (self._shown["domain"], self._shown["inputs"])
-            self._shown, (self.pair, picture, entry) = wanted, found
-            projections = {**(self.view.projections if same else {}), layout: entry}
+    def _show_space(self, wanted: dict[str, Any], pair: Pair, picture: Picture, entry: dict[str, Any]) -> None:
+        "Unless the user wants something else by now."
+        with self._choosing:
+            if wanted != self._asked():
+                return
+            same = all(wanted[name] == self._shown[name] for name in ("domain", "inputs"))
+            self._shown, self.pair = wanted, pair
+            projections = {**(self.view.projections if same else {}), wanted["projection"]: entry}
             self._show(dict(problem="", unmeasured="", projections=projections, **self._measured(picture, self._soon)))
             if not self._soon:
                 self._measure_rest()
-
-        known = (domain, layout) in self._pictures or (layout == "pca" and domain == "")
-        if known and inputs == "clean" and (layout == "pca" or not wanted["noise_only"]):
-            show(compute(lambda share: None))
-        else:
-            self._work.start(_doing(layout, domain, inputs, self.pair.n), compute, show)
 
     @property
     def _here(self) -> Picture:

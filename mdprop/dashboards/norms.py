@@ -308,7 +308,7 @@ class NormDashboard(Dashboard):
     def __repr__(self) -> str:
         return f"NormDashboard({_in_words(self.found) if self.found else self.nothing})"
 
-# %% ../../nbs/13f_norms.ipynb #811c4f0a
+# %% ../../nbs/13f_norms.ipynb #5b917661
 def _single(model: nn.Module | None, run: Run | None) -> str:
     "Why there is nothing to compare, or nothing."
     if run is not None and len(run.config["domains"]) < 2:
@@ -384,8 +384,8 @@ def _show(board: NormDashboard) -> None:
         view.filling = True  # new options pick their first by themselves
         if list(widget.options) != options:
             widget.options = options
-        view.filling = False
         widget.value = value
+        view.filling = False
     for chart, figure in zip(view.charts, _figures(board, view.ground.theme), strict=True):
         chart.show_figure(figure)
     view.words.value = f'<div role="status" style="line-height:1.5;white-space:normal">{html.escape(_in_words(found))}</div>'

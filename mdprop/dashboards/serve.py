@@ -5,8 +5,10 @@
 # %% auto #0
 __all__ = ['TabState', 'RunDashboards', 'ready_notebook', 'voila_server', 'serve']
 
-# %% ../../nbs/13h_serve.ipynb #7b4e7e33
+# %% ../../nbs/13h_serve.ipynb #bcee6f1b
 import html
+import itertools
+import json
 import os
 import secrets
 import socket
@@ -161,20 +163,25 @@ def _fill(
     for one in widgets_of(former):
         one.close()
 
-# %% ../../nbs/13h_serve.ipynb #d8c5363c
+# %% ../../nbs/13h_serve.ipynb #78dc1191
 def ready_notebook(
     path: Path,  # of the .ipynb file; one that is there stays as it is
     runs: Sequence[Run | str | Path] = (),  # to look at; none: it trains two small ones first
-) -> Path:  # the file
+) -> Path:  # the file; NAME-2, NAME-3, ... where NAME is there and does not open these runs
     "Write a notebook that opens the dashboards of these runs, or trains and compares two runs on the embedded glyphs."
     with needs_extra("lab"):
         import nbformat  # takes longer to import than all of mdprop
-    if path.exists():
-        return path
     places = ", ".join(repr(os.path.relpath(run.path if isinstance(run, Run) else run, path.parent)) for run in runs)
+    opened, first = f"RunDashboards({places})", path
+    for number in itertools.count(2):
+        if not path.exists():
+            break
+        if not runs or json.dumps(opened, ensure_ascii=False)[1:-1] in path.read_text(encoding="utf-8"):
+            return path
+        path = first.with_stem(f"{first.stem}-{number}")
     markdown, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
     if runs:
-        cells = [markdown("# The dashboards of these runs"), code(f"from mdprop.dashboards import RunDashboards\n\nRunDashboards({places})")]
+        cells = [markdown("# The dashboards of these runs"), code(f"from mdprop.dashboards import RunDashboards\n\n{opened}")]
     else:
         cells = [
             markdown("# Two embedding spaces, before and after\n\nRun the cells from top to bottom: two small models train on drawn glyphs in two minutes."),
@@ -203,7 +210,7 @@ def _write_template(folder: Path) -> None:
     (place / "conf.json").write_text('{"base_template": "lab"}', encoding="utf-8")
     (place / "index.html.j2").write_text(_TEMPLATE, encoding="utf-8")
 
-# %% ../../nbs/13h_serve.ipynb #929d8782
+# %% ../../nbs/13h_serve.ipynb #809eeb03
 @contextmanager
 def voila_server(
     runs: Sequence[Run | str | Path],  # see `RunDashboards`
@@ -216,7 +223,7 @@ def voila_server(
         import voila  # noqa: F401 - asked for, not used here
     runs = [Path(run.path if isinstance(run, Run) else run).resolve() for run in runs]
     RunDashboards(*runs[:1])  # a folder that is no run is refused here, not in the page
-    token, port = secrets.token_urlsafe(24), port or _free_port()
+    token, port = secrets.token_urlsafe(24), _free_port(port)
     with tempfile.TemporaryDirectory() as folder:
         notebook = ready_notebook(Path(folder) / "dashboards.ipynb", runs)
         _write_template(Path(folder))
@@ -237,9 +244,15 @@ def voila_server(
                 process.kill()
 
 
-def _free_port() -> int:
+def _free_port(port: int = 0) -> int:
+    "This port, or for 0 any free one. Raises `OSError` for one that cannot be had."
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        if os.name == "posix":  # as the server does: connections that have ended do not hold it
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            free.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:  # taken, kept for the system, or no port number
+            raise OSError(f"port {port} cannot be had ({error}): leave --port out for a free one") from error
         return int(free.getsockname()[1])
 
 
@@ -248,7 +261,7 @@ def serve(
     port: int = 0,  # 0: any free one
     open_browser: bool = True,  # show the page
 ) -> None:
-    "Show the dashboards of these runs in a browser until Ctrl-C."
+    "Show the dashboards of these runs in a browser until Ctrl-C. Raises `OSError` for a port that is taken, and where the server ends by itself."
     with voila_server(runs, port, open_browser, quiet=True) as (process, address):
         print(f"dashboards: {address}\nCtrl-C ends them")
         try:
@@ -256,4 +269,4 @@ def serve(
         except KeyboardInterrupt:
             return
     if process.returncode:
-        raise RuntimeError(f"the server ended by itself (exit status {process.returncode}): is port {port} taken? Leave --port out for a free one")
+        raise OSError(f"the server ended by itself (exit status {process.returncode}): `with voila_server(runs):` in Python shows what it says")

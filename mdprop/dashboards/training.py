@@ -34,7 +34,7 @@ with needs_extra("lab"):
     import ipywidgets
     import traitlets
 
-# %% ../../nbs/13e_training.ipynb #d3a1debd
+# %% ../../nbs/13e_training.ipynb #b2b2802f
 READINGS = 1000  # of the loss between epochs that are kept and drawn, at most
 
 
@@ -50,6 +50,7 @@ class Track:
     readings: list[tuple[float, float, dict[str, float]]] = field(default_factory=list)  # (epochs that are over, loss, loss of each domain)
     now: dict[str, Any] = field(default_factory=dict)  # facts about the last step
     standing: str = "starting"  # "starting", "running", "paused", "stopping", "stopped", "failed", "finished", "unfinished"
+    overwrite: bool = False  # whether the same call would begin anew
     _stride: int = 1  # every so-manieth reading is kept
     _seen: int = 0
 
@@ -133,7 +134,7 @@ def _readings(track: Track, domain: str | None) -> tuple[np.ndarray, np.ndarray]
     at, loss = zip(*taken, strict=True)
     return np.array(at, np.float32), np.array(loss, np.float32)
 
-# %% ../../nbs/13e_training.ipynb #3ecbf819
+# %% ../../nbs/13e_training.ipynb #511ade3c
 def time_words(
     seconds: float,
 ) -> str:
@@ -143,6 +144,10 @@ def time_words(
     if seconds < 90 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def _again(track: Track) -> str:
+    return f"the same fit(...){' without overwrite' if track.overwrite else ''} goes on from there"
 
 
 def standing_words(
@@ -160,8 +165,7 @@ def standing_words(
         word = {"running": "Training", "paused": "Paused", "stopping": "Stopping"}[track.standing]
         return f"{word}: epoch {min(epoch, planned) if track.epochs else epoch} of {planned}{at}{pace}{eps}{rest}"
     if track.standing == "stopped":
-        again = "; the same fit(...) goes on from there" if track.path else ""
-        return f"Stopped: {done} of {planned} epochs are complete and kept in {place}{again}"
+        return f"Stopped: {done} of {planned} epochs are complete and kept in {place}" + (f"; {_again(track)}" if track.path else "")
     if track.standing == "unfinished":
         return f"Epoch {done} of {planned} is complete"
     return {"starting": "Starting: preparing data and model", "finished": f"Finished: {done} epochs, kept in {place}", "failed": "Failed"}[track.standing]
@@ -458,12 +462,12 @@ class _Live(Dashboard):
                 self.live.standing = standing
             _show(self)
 
-# %% ../../nbs/13e_training.ipynb #a71a2a64
+# %% ../../nbs/13e_training.ipynb #36f005ac
 def _train(board: _Live, former: _Live | None, arguments: dict[str, Any], threads: int) -> None:
     "The thread: end a former training in this folder, train, and tell how it ended."
     folder = board.live.path if board.live else None
     try:
-        if former is not None and former is not board and former.training:
+        if former is not None and former is not board:
             former.stop()
             former.wait()
         torch.set_num_threads(threads)  # a new thread would take as many as there are cores, and sums would come out otherwise
@@ -480,6 +484,8 @@ def _train(board: _Live, former: _Live | None, arguments: dict[str, Any], thread
 def _tell(board: _Live, what: str, facts: Mapping[str, Any]) -> None:
     "What `fit` says, and what the reins say to that."
     track, reins = board.live, board._reins
+    if what == "end" and track is None:  # what comes before this watch has failed at the start
+        return
     if what == "start" or track is None:
         track = board.live = _started(board, facts)
     if what == "step":
@@ -490,7 +496,8 @@ def _tell(board: _Live, what: str, facts: Mapping[str, Any]) -> None:
     elif what == "epoch":
         track.rows.append(dict(facts))
     elif what == "end":
-        track.standing = "stopped" if facts["stopped"] else "finished"
+        track.standing = "failed" if "error" in facts else "stopped" if facts["stopped"] else "finished"
+        board.error = failure_words(facts["error"]) if "error" in facts else board.error
     board._due |= what != "step"
     if what in ("start", "end") or time.monotonic() - board._drawn > max(1.0, 20 * board._cost):
         _show(board, everything=board._due)
@@ -504,9 +511,10 @@ def _tell(board: _Live, what: str, facts: Mapping[str, Any]) -> None:
 
 def _started(board: _Live, facts: Mapping[str, Any]) -> Track:
     "The track of a training that begins or goes on."
-    path, board._clock, board._drawn = Path(facts["run"]), (0.0, 0), 0.0
+    path, board._clock, board._drawn, board.error = Path(facts["run"]), (0.0, 0), 0.0, ""
     board._blocking = threading.current_thread() is threading.main_thread()
-    return Track(path.name, path, tuple(facts["domains"]), facts["epochs"], [dict(row) for row in facts["rows"]], standing="running")
+    rows = [dict(row) for row in facts["rows"]]
+    return Track(path.name, path, tuple(facts["domains"]), facts["epochs"], rows, standing="running", overwrite=facts.get("overwrite", False))
 
 
 def _time_left(board: _Live) -> float | None:
@@ -516,7 +524,7 @@ def _time_left(board: _Live) -> float | None:
         return None
     return (time.monotonic() - first) / (now["step"] - at) * (now["steps"] - now["step"])
 
-# %% ../../nbs/13e_training.ipynb #c8c728dc
+# %% ../../nbs/13e_training.ipynb #d4f5f27b
 _BLOCKED = (
     "This training holds the kernel, so the buttons would be heard only after it. Interrupt the kernel to end it: complete epochs are kept. "
     "TrainingDashboard().fit(...) trains in the background."
@@ -542,7 +550,7 @@ def _show(board: _Live, everything: bool = False) -> None:
         view.stop.disabled = board._blocking or standing not in ("starting", "running", "paused")
         view.again.layout.display = None if any(other is not track for other in view.tracks()) else "none"
         view.standing.value = f'<div role="status" style="line-height:1.5;padding:2px 0">{_standing(board)}</div>'
-        kept = f" {len(track.rows)} complete epochs are kept; the same fit(...) goes on from there." if track and track.rows and board.error else ""
+        kept = f" {len(track.rows)} complete epochs are kept; {_again(track)}." if track and track.rows and board.error else ""
         alert = html.escape(board.error + ("." if board.error and not board.error.endswith(".") else "") + kept)
         view.alert.value = f'<div role="alert" style="{_ALERT}"><b>Not trained to the end.</b> {alert}</div>' if alert else ""
         board._drawn, board._cost, board._due = time.monotonic(), time.thread_time() - started, board._due and not everything
@@ -568,7 +576,7 @@ def _standing(board: _Live) -> str:
         lines.append(html.escape(_NO_RUN))
     return "<br>".join(lines)
 
-# %% ../../nbs/13e_training.ipynb #b985bcd7
+# %% ../../nbs/13e_training.ipynb #09f959eb
 class TrainingDashboard(_Live):
     "Training as it goes, or as it went. Give runs to see them; call `fit` to train; or give it to `mdprop.train.fit` as `watch`."
 
@@ -605,6 +613,7 @@ class TrainingDashboard(_Live):
         """
         if self.training:
             raise ValueError("this dashboard is training already: stop() it first, or open another TrainingDashboard")
+        self.wait()  # a former thread may have told its end and still be ending
         name = recipe if isinstance(recipe, str) else recipe.name
         folder = Path(out if out is not None else f"runs/{name}").absolute()
         self._reins, self.error, self.live = Reins(), "", Track(folder.name, folder)

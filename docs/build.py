@@ -34,7 +34,8 @@ class Site:
         self.root, self.source = root, source
         self.package = Package(root / "mdprop")
         self.notebooks = [notebook for notebook in read_all(root / "nbs") if notebook.path.name != "index.ipynb"]
-        self.stories = [Story(notebook, self.package.public) for notebook in self.notebooks]
+        told = [notebook for notebook in self.notebooks if notebook.module or notebook.path.parent.name == "tutorials"]
+        self.stories = [Story(notebook, self.package.public) for notebook in told]
         self.cells = {
             (notebook.module, name): (notebook, cell)
             for notebook in self.notebooks
@@ -160,7 +161,8 @@ class Site:
                 if read.exported:
                     cells.append({"cell_type": "markdown", "id": f"to-{read.id}", "metadata": {}, "source": f"({label(notebook, read)})="})
                 source = self._linked(read.source, self.address(notebook)) if read.kind == "markdown" else read.source
-                cells.append(cell | {"source": source})
+                unread = {"metadata": {"tags": ["remove-input"]}} if "echo: false" in read.directives else {}
+                cells.append(cell | {"source": source} | unread)
             metadata = {"kernelspec": raw["metadata"]["kernelspec"], "language_info": {"name": "python", "pygments_lexer": "python3"}}
             self._write(self.address(notebook), json.dumps(raw | {"cells": cells, "metadata": metadata}))
             statements = [part for cell in notebook.cells for part in cell.statements]
@@ -179,7 +181,7 @@ class Site:
         for name in PAGES:
             self._write(name, self._linked((self.root / name).read_text(encoding="utf-8"), name))
             self.meant[name.removesuffix(".md")] = self._names_of("")
-        lessons = [notebook for notebook in self.notebooks if not notebook.module]
+        lessons = [notebook for notebook in self.notebooks if notebook.path.parent.name == "tutorials"]
         rooms = [notebook for notebook in self.notebooks if notebook.module]
         self._write("lessons.md", self._list("Lessons", "They run on drawn glyphs, on a laptop. `make lab` opens them in JupyterLab.", lessons))
         text = "These notebooks are the source of the package: each tells why, shows the code, tries it on data, and asserts what it says."

@@ -694,6 +694,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'mdprop/dashboards/serve.py'),
                                          'mdprop.dashboards.serve.TabState._known': ( 'serve.html#tabstate._known',
                                                                                       'mdprop/dashboards/serve.py'),
+                                         'mdprop.dashboards.serve._ended_by_sigterm': ( 'serve.html#_ended_by_sigterm',
+                                                                                        'mdprop/dashboards/serve.py'),
                                          'mdprop.dashboards.serve._fill': ('serve.html#_fill', 'mdprop/dashboards/serve.py'),
                                          'mdprop.dashboards.serve._free_port': ('serve.html#_free_port', 'mdprop/dashboards/serve.py'),
                                          'mdprop.dashboards.serve._told': ('serve.html#_told', 'mdprop/dashboards/serve.py'),

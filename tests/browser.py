@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -109,7 +109,8 @@ def jupyter_lab(folder: Path, threads: int = 1, notebook: dict | None = None, wi
 
 def end_group(process: subprocess.Popen) -> None:
     "End a process that has a group of its own, and what it has started."
-    os.killpg(process.pid, signal.SIGTERM)
+    with suppress(ProcessLookupError):  # it has ended, and so have those
+        os.killpg(process.pid, signal.SIGTERM)
     try:
         process.wait(15)
     except subprocess.TimeoutExpired:

@@ -107,6 +107,23 @@ def socket_status(address: str) -> int:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/net")
+def test_no_server_stays_behind_a_command_that_is_ended(folder):  # noqa: F811
+    command = [sys.executable, "-u", "-m", "mdprop.cli", "dashboard", str(folder / "plain"), "--no-browser"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as served:
+        try:
+            port = int(re.search(r":(\d+)/", served.stdout.readline())[1])
+            until = time.monotonic() + 90
+            while not listening(port):
+                assert served.poll() is None and time.monotonic() < until
+                time.sleep(0.2)
+            served.terminate()  # to the command alone, as service managers do
+            served.wait(30)
+            assert not listening(port)
+        finally:
+            end_group(served)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/net")
 def test_voila_listens_on_loopback_and_wants_its_token(served):
     _, address = served
     bare, token = address.split("?token=")

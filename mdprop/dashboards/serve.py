@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['TabState', 'RunDashboards', 'ready_notebook', 'voila_server', 'serve']
 
-# %% ../../nbs/13h_serve.ipynb #bcee6f1b
+# %% ../../nbs/13h_serve.ipynb #6a1a3f59
 import html
 import itertools
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -210,7 +212,7 @@ def _write_template(folder: Path) -> None:
     (place / "conf.json").write_text('{"base_template": "lab"}', encoding="utf-8")
     (place / "index.html.j2").write_text(_TEMPLATE, encoding="utf-8")
 
-# %% ../../nbs/13h_serve.ipynb #809eeb03
+# %% ../../nbs/13h_serve.ipynb #47ce0e8b
 @contextmanager
 def voila_server(
     runs: Sequence[Run | str | Path],  # see `RunDashboards`
@@ -255,14 +257,27 @@ def _free_port(port: int = 0) -> int:
             raise OSError(f"port {port} cannot be had ({error}): leave --port out for a free one") from error
         return int(free.getsockname()[1])
 
+# %% ../../nbs/13h_serve.ipynb #90d8e898
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    "SIGTERM ends the block as Ctrl-C does, where Python lets a thread say so."
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
 
 def serve(
     runs: Sequence[Run | str | Path],  # see `RunDashboards`
     port: int = 0,  # 0: any free one
     open_browser: bool = True,  # show the page
 ) -> None:
-    "Show the dashboards of these runs in a browser until Ctrl-C. Raises `OSError` for a port that is taken, and where the server ends by itself."
-    with voila_server(runs, port, open_browser, quiet=True) as (process, address):
+    "Show the dashboards of these runs in a browser until Ctrl-C or SIGTERM. Raises `OSError` for a port that is taken, and where the server ends by itself."
+    with _ended_by_sigterm(), voila_server(runs, port, open_browser, quiet=True) as (process, address):
         print(f"dashboards: {address}\nCtrl-C ends them")
         try:
             process.wait()

@@ -1149,6 +1149,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'mdprop.model._training_table': ('model.html#_training_table', 'mdprop/model.py'),
                               'mdprop.model._wrong': ('model.html#_wrong', 'mdprop/model.py'),
                               'mdprop.model.answering': ('model.html#answering', 'mdprop/model.py'),
+                              'mdprop.model.check_pixels': ('model.html#check_pixels', 'mdprop/model.py'),
                               'mdprop.model.create_backbone': ('model.html#create_backbone', 'mdprop/model.py'),
                               'mdprop.model.device_of': ('model.html#device_of', 'mdprop/model.py'),
                               'mdprop.model.embed': ('model.html#embed', 'mdprop/model.py'),

@@ -8,7 +8,7 @@ __all__ = ['BALLS', 'Objective', 'OBJECTIVES', 'POLICIES', 'LinfBall', 'L2Ball',
            'nearest_distance', 'away', 'choose_targets', 'EmbeddingMemory', 'FeatureAttack', 'Attacked',
            'attack_together', 'Triplets', 'TripletAttack']
 
-# %% ../nbs/05_attacks.ipynb #f07ad7a2
+# %% ../nbs/05_attacks.ipynb #fbd907fc
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .model import HIGHEST_PIXEL, answering, evaluating
+from .model import answering, check_pixels, evaluating
 from .norm import split_domains
 from .parallel import gather_rows, own_rows, split_rows
 from .retrieval import as_labels, nearest_neighbours
@@ -527,7 +527,7 @@ def _through(model: nn.Module, parts: Sequence[Attacked], rows: Sequence[slice])
         return answering(model, parts[0].domain)
     return split_domains(model, **{str(part.domain): own.stop - own.start for part, own in zip(parts, rows, strict=True)})
 
-# %% ../nbs/05_attacks.ipynb #fdbd2851
+# %% ../nbs/05_attacks.ipynb #3d4c07fd
 class _Goal:
     "What several groups of images minimise together, each its own. Targets and starts are those of all images, the search is for this process's."
 
@@ -541,9 +541,8 @@ class _Goal:
         self.balls: tuple[LinfBall, ...] = balls
         self.targets = [self._given(part) for part in parts]
         x = _joined([part.x for part in parts])
-        looked = x.device.type == "cpu" and self.plan.bounds == "pixels" and x.numel()  # a GPU would have to wait for the answer
-        if looked and (highest := float(x.amax())) > HIGHEST_PIXEL:
-            raise ValueError(f"pixels go up to {highest:.4g}: attacks want [0, 1], give x / 255")
+        if x.device.type == "cpu" and self.plan.bounds == "pixels":  # a GPU would have to wait for the answer
+            check_pixels(x, "attacks want")
         later = [t is None and (part.attack.own_forward or not part.attack.steps) for t, part in zip(self.targets, parts, strict=True)]
         missing = [t is None and not wait for t, wait in zip(self.targets, later, strict=True)]
         with torch.no_grad():

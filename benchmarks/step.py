@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -258,6 +259,22 @@ def norm_bar(s: Setting) -> list[str]:
         row("norm: one domain for the batch, the same", "plain model", None, runs, "one domain", "plain", s),
         *memory_lines(s),
     ]
+
+
+def layout_bar(s: Setting) -> list[str]:
+    "Filters stored channels last, as `create_backbone` stores them, against the usual way: a training pass."
+    lines = []
+    for name, width, size in (("resnet10", s.width, s.size // 2), ("resnet18", s.norm_width, s.size)):
+        torch.manual_seed(0)
+        last = create_backbone(name, width=width).to(s.device)
+        usual = copy.deepcopy(last).to(memory_format=torch.contiguous_format)
+        x = torch.rand(s.batch, 3, size, size, device=s.device)
+        calls = {"plain": partial(train_once, usual, x, None), "channels last": partial(train_once, last, x, None)}
+        runs = interleaved({**calls, "again": calls["plain"]}, s)
+        show(runs)
+        what = f"layout: filters channels last, {name} (width {width}), {size} px, batch {s.batch}"
+        lines.append(row(what, "the usual layout", None, runs, "channels last", "plain", s))
+    return lines
 
 
 def sample_bar(s: Setting) -> list[str]:
@@ -683,7 +700,9 @@ def fast_bar(s: Setting) -> list[str]:
 
 # All of them
 
-BARS: dict[str, Callable[[Setting], list[str]]] = {"norm": norm_bar, "sample": sample_bar, "attack": attack_bar, "paper": paper_bar, "fast": fast_bar}
+BARS: dict[str, Callable[[Setting], list[str]]] = {
+    "norm": norm_bar, "sample": sample_bar, "layout": layout_bar, "attack": attack_bar, "paper": paper_bar, "fast": fast_bar
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -107,7 +107,7 @@ class MixedBatch:
         anchors, positives, negatives = (torch.cat(rows) for rows in zip(*found, strict=True))
         return anchors, positives, negatives
 
-# %% ../nbs/06_recipes.ipynb #17435df5
+# %% ../nbs/06_recipes.ipynb #75d6cbd7
 @dataclass(frozen=True)
 class Recipe:
     "A list of branches, and how their losses go together."
@@ -119,7 +119,7 @@ class Recipe:
     joint: bool = True  # one loss over the embeddings of all branches; False: one for each branch, summed by their weights
     norms: str = "train"  # "train", or "frozen": batch norms keep their statistics (scale and shift still train), for pretrained backbones
     warmup: float = 0.0  # share of the training in which eps rises from 0 to its value
-    share: str | None = None  # what all domains have in common: None, "statistics" or "affine" (see convert_multi_norm), or "all": one norm for every branch
+    share: str | None = None  # of norms, see convert_multi_norm: None, "statistics" or "affine"; or one norm for "attacked" branches, or for "all"
 
     def __post_init__(self) -> None:
         if not self.branches:
@@ -128,12 +128,15 @@ class Recipe:
             raise ValueError(f"recipe {self.name!r} gives branches weights, but has one joint loss: set joint=False, or leave the weights out")
         if self.joint and len({isinstance(branch.attack, TripletAttack) for branch in self.branches}) > 1:
             raise ValueError(f"recipe {self.name!r} mixes triplets with other branches, which one joint loss cannot judge: set joint=False")
-        if self.share not in (None, "statistics", "affine", "all"):
-            raise ValueError(f"recipe {self.name!r}: share={self.share!r} must be None, 'statistics', 'affine' or 'all'")
+        if self.share not in (None, "statistics", "affine", "attacked", "all"):
+            raise ValueError(f"recipe {self.name!r}: share={self.share!r} must be None, 'statistics', 'affine', 'attacked' or 'all'")
         if self.norms not in ("train", "frozen") or not 0 <= self.warmup <= 1:
             raise ValueError(f"recipe {self.name!r}: norms={self.norms!r} must be 'train' or 'frozen', warmup={self.warmup} a share in [0, 1]")
-        if self.share == "all":
-            object.__setattr__(self, "branches", tuple(replace(branch, domain=self.branches[0].domain) for branch in self.branches))
+        if self.share in ("attacked", "all"):  # fewer domains, which share nothing
+            one = self.branches[0].domain if self.share == "all" else "attacked"
+            told = (replace(branch, domain=one) if branch.attack or self.share == "all" else branch for branch in self.branches)
+            object.__setattr__(self, "branches", tuple(told))
+            object.__setattr__(self, "share", None)
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -286,13 +289,13 @@ def _recipe(name: str, source: str, split: bool, **attacks: FeatureAttack | None
     attacked = (Branch(domain, attack, rows) for (domain, attack), rows in zip(attacks.items(), itertools.pairwise(edges), strict=True))
     return Recipe(name, (Branch("clean", None, (0.0, first or 1.0)), *attacked), source=source)
 
-# %% ../nbs/06_recipes.ipynb #c3b6b48c
+# %% ../nbs/06_recipes.ipynb #d7fd4d47
 def mdprop(
     eps: float = 8 / 255,  # radius of the attacks, in pixels of [0, 1]
     steps: int = 1,  # gradient steps of the attacks
     targets: int = 5,  # K of the multi-targeted half
     policy: str = "random",  # whom both attacks aim at, see `mdprop.attacks.choose_targets`
-    share: str | None = None,  # what the three norms have in common: None, "statistics", "affine" or "all"
+    share: str | None = None,  # norms: None for three; three that share "statistics" or "affine"; one for all "attacked" images; one for "all"
     split: bool = False,  # False: attacked images are added, one for each clean one. True: half of the batch stays clean, the other half is attacked
 ) -> Recipe:
     "MDProp: clean, single-targeted and multi-targeted images, each kind through a norm of its own."

@@ -1,5 +1,7 @@
 """Recipes: every named one trains, resumes and costs what it says; losses, weights, warm-up and triplets are as declared."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pytorch_metric_learning.losses import MultiSimilarityLoss, TripletMarginLoss
@@ -114,6 +116,12 @@ def test_joint_and_separate_losses_are_what_they_say():
 def test_one_norm_may_see_every_branch(few, tmp_path):
     run = fit(few, RECIPES["mdprop"](share="all"), tmp_path / "run", **QUICK)
     assert run.config["domains"] == ["clean"] and not any(isinstance(module, MultiNorm) for module in run.model().modules())
+
+
+def test_attacked_images_may_share_a_norm(few, tmp_path):
+    run = fit(few, RECIPES["mdprop"](share="attacked"), tmp_path / "run", **QUICK)
+    assert run.config["domains"] == ["clean", "attacked"] and domains_of(run.model("last")) == ("clean", "attacked")
+    assert replace(RECIPES["duplicate"](), share="attacked").domains == ("clean", "single", "multi")  # nothing is attacked
 
 
 @pytest.mark.parametrize("share", ["statistics", "affine"])

@@ -801,6 +801,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                             'mdprop.dashboards.training._View._chosen': ( 'training.html#_view._chosen',
                                                                                           'mdprop/dashboards/training.py'),
                                             'mdprop.dashboards.training._again': ('training.html#_again', 'mdprop/dashboards/training.py'),
+                                            'mdprop.dashboards.training._best': ('training.html#_best', 'mdprop/dashboards/training.py'),
                                             'mdprop.dashboards.training._draw': ('training.html#_draw', 'mdprop/dashboards/training.py'),
                                             'mdprop.dashboards.training._draw_readings': ( 'training.html#_draw_readings',
                                                                                            'mdprop/dashboards/training.py'),

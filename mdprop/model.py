@@ -7,7 +7,7 @@ __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'SMALL_RESNETS', 'MODEL_FORMAT', 'No
            'create_backbone', 'HubMixin', 'check_pixels', 'Embedder', 'evaluating', 'answering', 'embed', 'device_of',
            'ModelError', 'RunFacts', 'model_card']
 
-# %% ../nbs/04_model.ipynb #c2cff58b
+# %% ../nbs/04_model.ipynb #77e262b5
 import html
 import json
 import math
@@ -31,6 +31,7 @@ from . import __version__, needs_extra
 from .data import ImageSet
 from .norm import MultiNorm, convert_multi_norm, domains_of, use_domain
 from .parallel import gather_rows, own_rows
+from .retrieval import SELECTION_MEASURE
 
 # %% ../nbs/04_model.ipynb #8a9d74c5
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -538,13 +539,13 @@ def _training_table(run: RunFacts) -> str:
     ]  # fmt: skip
     return _rows(("setting", "value"), rows)
 
-# %% ../nbs/04_model.ipynb #e7ba9e71
+# %% ../nbs/04_model.ipynb #5310ae1c
 def _measured(run: RunFacts) -> str:
     "Validation, every evaluation, and the robustness report, as far as they are there."
     metrics, parts = run.metrics, []
-    if "recall_at_1" in metrics and len(metrics):
-        best = metrics.iloc[int(metrics["recall_at_1"].to_numpy().argmax())]
-        parts.append(f"Validation classes, best epoch ({int(best['epoch'])}, which is the one saved): Recall@1 {best['recall_at_1']:.1%}.")
+    if SELECTION_MEASURE in metrics and len(metrics):
+        best = metrics.iloc[int(metrics[SELECTION_MEASURE].argmax())]
+        parts.append(f"Validation classes, best epoch ({int(best['epoch'])}, by MAP@R; the one saved): Recall@1 {best['recall_at_1']:.1%}.")
     for name, found in run.results.items():
         heading = _how_measured(name, found["settings"], run.config["domains"][0])
         parts.append(f"{heading}\n\n" + _rows(("measure", "value"), [(key, f"{value:.4f}") for key, value in found["metrics"].items()]))

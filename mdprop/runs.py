@@ -7,7 +7,7 @@ __all__ = ['TIMINGS', 'TRAINING_SNAPSHOT', 'FORMAT', 'RunError', 'replacing', 'r
            'save_tensors', 'load_tensors', 'checkpoints', 'newest_checkpoint', 'save_metrics', 'read_timings',
            'add_note', 'Snapshot', 'save_snapshot', 'save_embeddings', 'Run', 'load']
 
-# %% ../nbs/07_runs.ipynb #96e6b43a
+# %% ../nbs/07_runs.ipynb #7342d0cf
 import copy
 import errno
 import hashlib
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from .archives import read_arrays
 from .model import Embedder
 from .norm import convert_multi_norm
+from .retrieval import SELECTION_MEASURE
 
 # %% ../nbs/07_runs.ipynb #fe0833cc
 class RunError(ValueError):
@@ -371,7 +372,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 _KINDS: dict[str, type] = dict(recipe=dict, domains=list, model=dict, data=dict, training=dict, versions=dict)  # of the parts of config.json
 FORMAT = 1  # raised when a run folder of an earlier version could no longer be read
 
-# %% ../nbs/07_runs.ipynb #b6f234b7
+# %% ../nbs/07_runs.ipynb #41e7f805
 class Run:
     "A run folder, read only. Everything is read when it is asked for; `repr` says what is there."
 
@@ -483,7 +484,9 @@ class Run:
     def __repr__(self) -> str:
         metrics = self.metrics
         done = f"epoch {len(metrics)} of {self.config['training']['epochs']}"
-        best = f", best validation Recall@1 {metrics['recall_at_1'].max():.1%}" if "recall_at_1" in metrics and len(metrics) else ""
+        best = ""
+        if SELECTION_MEASURE in metrics and len(metrics):
+            best = f", best epoch's validation Recall@1 {metrics['recall_at_1'].iloc[int(metrics[SELECTION_MEASURE].argmax())]:.1%}"
         noted = f", see its {len(self.notes)} notes" if self.notes else ""
         return f"Run({self.path}: recipe {self.config['recipe']['name']!r} on {self.config['data']['name']!r}, {done}{best}{noted})"
 

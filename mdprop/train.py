@@ -7,7 +7,7 @@ __all__ = ['OPTIMIZERS', 'CHANGEABLE', 'Watch', 'create_loss', 'create_miner', '
            'training_step', 'InParts', 'learning_rate', 'Training', 'derived_seed', 'RandomState', 'StopTraining',
            'TrainingState', 'NonFiniteError', 'Trainer', 'signs_of_trouble', 'fit']
 
-# %% ../nbs/08_train.ipynb #ae689a13
+# %% ../nbs/08_train.ipynb #41bcdd47
 import copy
 import difflib
 import hashlib
@@ -43,7 +43,7 @@ from .recipes import MixedBatch, Recipe, Triples, get_recipe, recipe_state, rest
 from mdprop.parallel import (
     any_process, check_equal, check_norms, from_first, gather_rows, own_rows, processes, rank, sharded, sum_gradients, synchronised_norms,
 )  # fmt: skip
-from .retrieval import retrieval_metrics
+from .retrieval import SELECTION_MEASURE, retrieval_metrics
 from .runs import FORMAT, TIMINGS, TRAINING_SNAPSHOT, Run, RunError, Snapshot, add_note, checkpoints, exclusive, newest_checkpoint, read_timings
 from .runs import remove_leftovers, save_embeddings, save_metrics, save_snapshot, save_tensors, write_json
 from .trackers import Track, Trackers
@@ -785,7 +785,7 @@ def signs_of_trouble(
             found["dead domain"] = f"domain {domain!r} got no image in this epoch, its norms are untrained: give its branch rows, or leave it out"
     return found
 
-# %% ../nbs/08_train.ipynb #f2b0e51c
+# %% ../nbs/08_train.ipynb #e4fe8c85
 def fit(
     train: ImageSet,  # training images; the validation classes are cut from them
     recipe: str | Recipe = "mdprop",  # a name in `mdprop.recipes.RECIPES`, or a recipe
@@ -805,6 +805,7 @@ def fit(
 ) -> Run:
     """Train an embedding model by a recipe, and give back its run.
 
+    The best epoch, whose model is kept, has the highest MAP@R on the validation classes.
     A folder that holds the same run is resumed, or given back if finished; one that holds another run, or files that are none of a run, is a `RunError`.
     Unknown settings are a `TypeError`, impossible ones a `ValueError`. Where a batch would need more classes than there are, it is made smaller, and where
     there are too few classes to hold two out, nothing is validated; both with a warning. All settings and their defaults: `help(Training)`.
@@ -972,7 +973,7 @@ class _Interrupts:
         if any_process(self._asked):
             raise KeyboardInterrupt
 
-# %% ../nbs/08_train.ipynb #7b9660f1
+# %% ../nbs/08_train.ipynb #715e5f01
 class _Record:
     "What training writes into the run folder; of several processes only the first one writes."
 
@@ -1012,7 +1013,7 @@ class _Record:
 
     def complete(self, row: dict[str, Any]) -> None:
         "The epoch is complete: metrics, the best checkpoint, the last checkpoint."
-        trainer, best = self.trainer, max((row.get("recall_at_1", -1.0) for row in self.rows), default=-1.0)
+        trainer, best = self.trainer, max((row.get(SELECTION_MEASURE, -1.0) for row in self.rows), default=-1.0)
         self.rows.append(row)
         counts = {domain: trainer.sums.rows.get(domain, 0) for domain in trainer.recipe.domains}
         trainer.remarks += signs_of_trouble(self.rows, counts, trainer.sums.likeness.item()).items()
@@ -1021,7 +1022,7 @@ class _Record:
         if rank():
             return
         save_metrics(self.folder, self.rows)
-        if self.held is None or row["recall_at_1"] > best:
+        if self.held is None or row[SELECTION_MEASURE] > best:
             self._forget_former_best()
             model = {name: value for name, value in trainer.tensors().items() if name.startswith("model.")}
             save_tensors(self.folder / "best.safetensors", model, epoch=trainer.done)

@@ -325,7 +325,7 @@ def test_validation_has_two_classes_or_is_left_out(few, tmp_path, classes, train
 def test_the_best_checkpoint_is_of_the_best_validation_epoch(few, tmp_path):
     run = fit(few, "plain", tmp_path / "run", **QUICK | dict(epochs=4, lr=0.05))
     _, facts = load_tensors(run.path / "best.safetensors")
-    assert facts["epoch"] == run.metrics["recall_at_1"].idxmax() + 1
+    assert facts["epoch"] == run.metrics["map_at_r"].idxmax() + 1
     best = run.snapshot(f"valid-{facts['epoch']:03d}")
     held = next(part for part in few.hold_out_classes(0.2) if list(part.class_names) == list(best.class_names))
     torch.testing.assert_close(embed(run.model("best"), held), torch.from_numpy(best.z))

@@ -6,7 +6,7 @@
 __all__ = ['READINGS', 'LABELS', 'Track', 'track_of', 'measure_curves', 'time_words', 'standing_words', 'Reins', 'failure_words',
            'TrainingState', 'TrainingDashboard']
 
-# %% ../../nbs/13e_training.ipynb #5c1bf412
+# %% ../../nbs/13e_training.ipynb #18aaad40
 import html
 import threading
 import time
@@ -26,6 +26,7 @@ from .base import in_words, line_key, readable, shown_path, table_block, text_bl
 from ..data import ImageSet
 from ..figures import Curve, curves_figure
 from ..recipes import Recipe
+from ..retrieval import SELECTION_MEASURE
 from ..runs import Run, RunError
 from ..train import StopTraining, fit
 
@@ -170,7 +171,7 @@ def standing_words(
         return f"Epoch {done} of {planned} is complete"
     return {"starting": "Starting: preparing data and model", "finished": f"Finished: {done} epochs, kept in {place}", "failed": "Failed"}[track.standing]
 
-# %% ../../nbs/13e_training.ipynb #ded558a6
+# %% ../../nbs/13e_training.ipynb #fa558b2b
 _COLUMNS = ("loss", "recall_at_1", "pi_ratio", "rho", "images_per_s", "lr")
 
 
@@ -189,15 +190,24 @@ def _newest(track: Track, measure: str) -> float:
     return float(values[-1]) if len(values) else np.nan
 
 
+def _best(track: Track) -> tuple[float, int] | None:
+    "Recall@1 of the best epoch, and which it is; None before there is one."
+    chosen = track.column(SELECTION_MEASURE)
+    if not np.isfinite(chosen).any():
+        return None
+    at = int(np.nanargmax(chosen))
+    return float(track.column("recall_at_1")[at]), at + 1
+
+
 def tracks_table(tracks: Sequence[Track]) -> pd.DataFrame:
     "The newest numbers, one row a run; for the saved page and for Python."
     rows = []
     for track in tracks:
-        best = track.column("recall_at_1")
+        best = _best(track)
         row: dict[str, Any] = {"run": track.name, "epochs": f"{len(track.rows)} of {track.epochs or '?'}", "standing": track.standing}
         row |= {LABELS[measure][0]: _newest(track, measure) for measure in _COLUMNS}
-        rows.append(row | {"best Recall@1": float(np.nanmax(best)) if np.isfinite(best).any() else np.nan})
-    columns = ["run", "epochs", "standing", *(LABELS[m][0] for m in _COLUMNS), "best Recall@1"]
+        rows.append(row | {"best epoch": best[0] if best else np.nan})
+    columns = ["run", "epochs", "standing", *(LABELS[m][0] for m in _COLUMNS), "best epoch"]
     return pd.DataFrame(rows, columns=columns).set_index("run")
 
 
@@ -205,15 +215,15 @@ def _table_html(tracks: Sequence[Track], template: str) -> str:
     "The same as HTML; every name is text."
     cell = "padding:3px 14px 3px 0;text-align:right;white-space:nowrap"
     heads = [("run", ""), ("epochs", "complete epochs of those that are planned"), *(LABELS[m] for m in _COLUMNS)]
-    heads.append(("best Recall@1", "and the epoch of the best checkpoint"))
+    heads.append(("best epoch", "Recall@1 of the epoch with the highest MAP@R, whose model is kept as the best"))
     lines = ['<table style="border-collapse:collapse;line-height:1.5;font-variant-numeric:tabular-nums"><thead><tr>']
     for i, (name, tip) in enumerate(heads):
         left = ";text-align:left" * (i == 0)
         lines.append(f'<th scope="col" title="{html.escape(tip)}" style="{cell};font-weight:400;opacity:.75{left}">{html.escape(name)}</th>')
     lines.append("</tr></thead><tbody>")
     for k, track in enumerate(tracks):
-        best, swatch = track.column("recall_at_1"), line_key(k, template) if len(tracks) > 1 else ""
-        at = f"{np.nanmax(best):.1%} (epoch {int(np.nanargmax(best)) + 1})" if np.isfinite(best).any() else "n/a"
+        best, swatch = _best(track), line_key(k, template) if len(tracks) > 1 else ""
+        at = f"{best[0]:.1%} (epoch {best[1]})" if best else "n/a"
         cells = [f"{len(track.rows)} of {track.epochs or '?'}", *(_written(m, _newest(track, m)) for m in _COLUMNS), at]
         style = f"{cell};text-align:left;font-weight:600;max-width:280px;overflow:hidden;text-overflow:ellipsis"
         lines.append(f'<tr><th scope="row" style="{style}" title="{html.escape(track.name)}">{swatch}{html.escape(track.name)}</th>')

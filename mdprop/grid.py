@@ -94,7 +94,7 @@ class Evaluation:
             if not fine:
                 raise ValueError(f"[evaluate] wants {wanted}, got {self}")
 
-# %% ../nbs/09a_grid.ipynb #95655d9b
+# %% ../nbs/09a_grid.ipynb #f2cfa37d
 def _evaluation(given: dict[str, Any]) -> Evaluation:
     "From JSON or TOML."
     settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
@@ -106,7 +106,7 @@ def measure(
     sets: dict[str, ImageSet],  # "valid" and "test"
     evaluation: Evaluation = Evaluation(),  # what to measure
     device: str | torch.device | None = None,  # None: a GPU if there is one
-) -> dict[str, float]:  # SET_MEASURE, SET_MEASURE_through_ANSWER; the best checkpoint on the validation classes is measured
+) -> dict[str, float]:  # SET_MEASURE and SET_MEASURE_through_ANSWER of the best epoch on the validation classes, test_MEASURE_last of the last one
     "All measures of a run. The embeddings of the test set are kept in its folder."
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = run.model().to(device)
@@ -120,6 +120,10 @@ def measure(
             if name == "test":
                 measures |= _reported(subject, domain, sets[name], evaluation)
             found |= {f"{name}_{key}{answer}": value for key, value in measures.items()}
+    if "test" in evaluation.sets:
+        last = run.model("last").to(device)
+        scores, _, _ = _by_protocol(embed(last, sets["test"]), sets["test"])
+        found |= {f"test_{key}_last": scores[key] for key in ("recall_at_1", "map_at_r")}
     return found
 
 

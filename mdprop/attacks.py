@@ -9,12 +9,13 @@ __all__ = ['BALLS', 'Objective', 'OBJECTIVES', 'POLICIES', 'LinfBall', 'L2Ball',
            'attack_together', 'Triplets', 'TripletAttack']
 
 # %% ../nbs/05_attacks.ipynb #fbd907fc
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -504,14 +505,14 @@ class Attacked(NamedTuple):
 
 def attack_together(
     model: nn.Module,  # gives unit embeddings; left exactly as it was
-    parts: Sequence[Attacked],  # distinct domains share their passes
+    parts: Sequence[Attacked],  # share their passes; those of one domain stand side by side
     generator: torch.Generator | None = None,  # draws part after part: targets first, then the random start
     progress: bool = False,  # show a bar
 ) -> list[Tensor]:  # the moved images of each part, detached
     "Attack several groups of images at once: what each attack would give alone, up to rounding, in fewer passes."
-    domains = [part.domain for part in parts]
-    joined = len({part.descent for part in parts}) == 1 and (len(parts) == 1 or (None not in domains and len(set(domains)) == len(domains)))
-    if not joined:
+    runs = [domain for domain, _ in itertools.groupby(part.domain for part in parts)]
+    several = len(runs) > 1 and (None in runs or len(set(runs)) < len(runs))  # the model's own answer cannot stand beside others, nor a domain come twice
+    if several or len({part.descent for part in parts}) > 1:
         return [moved for part in parts for moved in attack_together(model, [part], generator, progress)]
     sizes = [len(part.x) for part in parts]
     own = slice(0, sum(sizes)) if parts[0].attack.transform else own_rows(sum(sizes))  # every process draws the random transforms of all images
@@ -523,9 +524,10 @@ def attack_together(
 
 
 def _through(model: nn.Module, parts: Sequence[Attacked], rows: Sequence[slice]) -> AbstractContextManager:
-    if len(parts) == 1:
-        return answering(model, parts[0].domain)
-    return split_domains(model, **{str(part.domain): own.stop - own.start for part, own in zip(parts, rows, strict=True)})
+    sizes: dict[str | None, int] = {}
+    for part, own in zip(parts, rows, strict=True):
+        sizes[part.domain] = sizes.get(part.domain, 0) + own.stop - own.start
+    return split_domains(model, **cast(dict[str, int], sizes)) if len(sizes) > 1 else answering(model, parts[0].domain)
 
 # %% ../nbs/05_attacks.ipynb #3d4c07fd
 class _Goal:

@@ -134,11 +134,14 @@ def _answers(run: Run, model: nn.Module, sets: dict[str, ImageSet], evaluation: 
     for answer in evaluation.answers:
         if answer == "mean" and domains:
             found["_through_mean"] = (interpolate_domains(model, dict.fromkeys(domains, 1 / len(domains))).eval(), None)
-        elif answer == "gate" and len(domains) > 1 and {*domains[1:]} <= ATTACKS.keys() and "valid" in sets:
+        elif answer == "gate" and len(domains) > 1 and {*domains[1:]} <= _SEEN.keys() and "valid" in sets:
             found["_through_gate"] = (_gated(model, domains, sets["valid"], evaluation), None)
         elif answer in domains[1:]:
             found[f"_through_{answer}"] = (model, answer)
     return found
+
+
+_SEEN = {**ATTACKS, "attacked": max(ATTACKS.values())}  # a domain -> the number of targets of the attack whose images a gate sends to it
 
 
 def _gated(model: nn.Module, domains: Sequence[str], valid: ImageSet, evaluation: Evaluation, count: int = 256) -> nn.Module:
@@ -147,7 +150,7 @@ def _gated(model: nn.Module, domains: Sequence[str], valid: ImageSet, evaluation
     clean = valid.batch(rows)[0].to(device_of(model))
     generator = torch.Generator().manual_seed(evaluation.seed)
     eps = evaluation.eps[0] if evaluation.eps else 0.0
-    moved = {domain: FeatureAttack(ATTACKS[domain], eps, evaluation.steps)(model, clean, domain=domain, generator=generator) for domain in domains[1:]}
+    moved = {domain: FeatureAttack(_SEEN[domain], eps, evaluation.steps)(model, clean, domain=domain, generator=generator) for domain in domains[1:]}
     return DomainGate(copy.deepcopy(model).eval()).to(clean.device).eval().calibrate({domains[0]: clean, **moved})
 
 # %% ../nbs/09a_grid.ipynb #6aae9dbb
@@ -207,10 +210,11 @@ def _reported(model: nn.Module, domain: str | None, images: ImageSet, evaluation
 # %% ../nbs/09a_grid.ipynb #4189a3e6
 def create_recipe(
     name: str,  # in `RECIPES`
-    **options: Any,  # its parameters, or fields of `Recipe`, or fields of all its feature attacks
+    **options: Any,  # its parameters, or fields of `Recipe`, or fields of all its feature attacks; share="none" is None, which TOML cannot say
 ) -> Recipe:
     "A named recipe with other settings. Raises `ValueError` for one that nothing takes."
     get_recipe(name)  # an unknown name
+    options |= {"share": None} if options.get("share") == "none" else {}
     own = inspect.signature(RECIPES[name]).parameters
     of_recipe = {field.name for field in fields(Recipe)} - {"name", "branches", "source"}
     of_attack = {field.name for field in fields(FeatureAttack)}

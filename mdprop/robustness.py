@@ -1145,7 +1145,8 @@ class RobustnessReport:
             table["value"] = [_in_units(*pair) for pair in zip(table["over"], table["value"], strict=True)]
             parts += [f"\nthe score as the attack grows; chance: {self.curves['chance'].max():.1f}", _in_lines(table)]
         if len(self.transfer):
-            table = self.transfer.pivot(index=["attack", "attacked"], columns="answers", values="score").reset_index()
+            named = self.transfer.rename(columns={"attacked": "through"})  # a domain may be called "attacked"
+            table = named.pivot(index=["attack", "through"], columns="answers", values="score").reset_index()
             parts += ["\nattacked through one domain, answered by another (columns)", _in_lines(table)]
         if len(self.searches):
             parts += [f"\nthe objective of {_SIGN_ATTACK}, searched in other ways", self.searches.to_string(index=False, float_format="{:.3f}".format)]

@@ -366,13 +366,14 @@ SECOND = [dict(), dict(eps=0.01), dict(policy="other_class"), dict(objective="sq
 
 @pytest.mark.parametrize("second", SECOND, ids=lambda o: "-".join(o) or "alike")
 @pytest.mark.parametrize("common", [dict(), dict(norm="l2", eps=0.3), dict(momentum=0.5), dict(adaptive=True)], ids=lambda o: "-".join(o) or "plain")
-def test_attacking_together_is_attacking_one_after_the_other(common, second):
+@pytest.mark.parametrize("domains", [("single", "multi"), ("multi", "multi"), (None, None)], ids=["two norms", "one norm", "the answering norm"])
+def test_attacking_together_is_attacking_one_after_the_other(common, second, domains):
     if "norm" in common and "eps" in second:
         second = dict(eps=0.1)
     model, x, labels = embedder(dtype=torch.float64), torch.rand(9, 3, 8, 8, dtype=torch.float64), torch.arange(9) % 3
     parts = [
-        Attacked(FeatureAttack(**dict(targets=1, steps=4) | common), x[:4], labels[:4], "single"),
-        Attacked(FeatureAttack(**dict(targets=3, steps=4) | common | second), x[4:], labels[4:], "multi"),
+        Attacked(FeatureAttack(**dict(targets=1, steps=4) | common), x[:4], labels[:4], domains[0]),
+        Attacked(FeatureAttack(**dict(targets=3, steps=4) | common | second), x[4:], labels[4:], domains[1]),
     ]
     calls = []
     hook = model.head.register_forward_hook(lambda *_: calls.append(1))
@@ -389,6 +390,16 @@ def test_attacking_together_is_attacking_one_after_the_other(common, second):
 def test_attacks_that_descend_differently_take_turns():
     model, x = embedder(dtype=torch.float64), torch.rand(6, 3, 8, 8, dtype=torch.float64)
     parts = [Attacked(FeatureAttack(1, steps=2), x[:3], None, "single"), Attacked(FeatureAttack(1, steps=3), x[3:], None, "multi")]
+    g = torch.Generator().manual_seed(0)
+    apart = [part.attack(model, part.x, None, part.domain, g) for part in parts]
+    for mine, expected in zip(attack_together(model, parts, torch.Generator().manual_seed(0)), apart, strict=True):
+        assert torch.equal(mine, expected)
+
+
+@pytest.mark.parametrize("domains", [("single", None), ("single", "multi", "single")], ids=["beside the answering norm", "twice the same"])
+def test_attacks_whose_rows_cannot_be_routed_at_once_take_turns(domains):
+    model, x = embedder(dtype=torch.float64), torch.rand(2 * len(domains), 3, 8, 8, dtype=torch.float64)
+    parts = [Attacked(FeatureAttack(1, steps=2), rows, None, domain) for rows, domain in zip(x.split(2), domains, strict=True)]
     g = torch.Generator().manual_seed(0)
     apart = [part.attack(model, part.x, None, part.domain, g) for part in parts]
     for mine, expected in zip(attack_together(model, parts, torch.Generator().manual_seed(0)), apart, strict=True):

@@ -94,7 +94,7 @@ def test_the_first_help_names_every_command(capsys):
 def test_train_evaluate_compare(here, capsys):
     main(f"{TRAIN} --recipe plain".split())
     main(f"{TRAIN} --recipe mdprop".split())
-    assert load("runs/mdprop").config["domains"] == ["clean", "single", "multi"]
+    assert load("runs/mdprop").config["domains"] == ["clean", "attacked"]
     main("evaluate runs/plain --size 16 --steps 1".split())
     main("compare runs/plain runs/mdprop --size 16 --steps 1 --html both.html".split())
     text = capsys.readouterr().out
@@ -121,9 +121,9 @@ def test_robustness_prints_and_writes_and_goes_on(here, capsys):
 
 def test_robustness_with_everything(here, capsys):
     main(f"{TRAIN} --recipe mdprop".split())
-    main("robustness runs/mdprop --images 8 --steps 2 --attacks GTM CA- --domain multi --restarts 2 --quiet".split())
+    main("robustness runs/mdprop --images 8 --steps 2 --attacks GTM CA- --domain attacked --restarts 2 --quiet".split())
     text = " ".join(capsys.readouterr().out.split())
-    assert "through multi, white-box; eps 8/255, 2 steps of 3/255, 2 start(s)" in text and "CA- eps 8/255" in text and "QA+" not in text
+    assert "through attacked, white-box; eps 8/255, 2 steps of 3/255, 2 start(s)" in text and "CA- eps 8/255" in text and "QA+" not in text
     assert "answered by another" in text and "searched in other ways" in text and "steps 64" in text and "grows; chance:" in text
 
 
@@ -161,7 +161,7 @@ def test_json_is_all_that_comes_out(here, capfd):
     told = strict(shown.out)
     assert told["images"] == 4000 and told["shape"] == [1, 16, 16] and len(told["test"]["class_names"]) == 100
     assert "4,000 images" in shown.err, "what people read stands on standard error"
-    main("evaluate runs/mdprop --steps 1 --domain multi --json".split())
+    main("evaluate runs/mdprop --steps 1 --domain attacked --json".split())
     shown = capfd.readouterr()
     assert strict(shown.out)["metrics"] == load("runs/mdprop").results["test"]["metrics"] and "recall_at_1" in shown.err
     main("compare runs/plain runs/mdprop --steps 1 --json --quiet".split())

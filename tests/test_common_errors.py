@@ -188,7 +188,7 @@ def test_one_class_says_nothing(few, run, model):
 
 
 def test_more_targets_or_neighbours_than_there_are(few, z, tmp_path):
-    with pytest.warns(UserWarning, match=r"'mdprop' attacks towards 5 targets, but domain 'multi' has 2 images .* take batch_size=10 or more"):
+    with pytest.warns(UserWarning, match=r"'mdprop' attacks towards 5 targets, but domain 'attacked' has 2 images .* take batch_size=10 or more"):
         fit(few[0], "mdprop", tmp_path / "run", valid=None, **SMALL | dict(batch_size=4, per_class=2, epochs=1))
     with refused("k=18 neighbours of 17 other rows: choose k from 1 to 17"):
         nearest_neighbours(z, 18)

@@ -252,21 +252,21 @@ def test_domains_attacked_inputs_and_epochs_of_runs(demo_folder):
     before, after = demo_folder / "plain", demo_folder / "mdprop"
     test = glyphs().split_classes()[1]
     shown = DensityDashboard(before, after, data=test, steps=1)
-    assert [choice["value"] for choice in shown.view.domain_choices] == ["", "clean", "single", "multi"]
+    assert [choice["value"] for choice in shown.view.domain_choices] == ["", "clean", "attacked"]
     assert [choice["value"] for choice in shown.view.inputs_choices] == ["clean", "single", "multi"]
     clean = shown.view.projections["pca"]
     shown.state.inputs = "single"
     shown.wait()
     arrows = shown.view.projections["pca"]
     assert shown.view.problem == "" and arrows["before"] == clean["before"] and arrows["attacked_after"] != clean["after"]
-    shown.state.load({"inputs": "clean", "domain": "multi"})
+    shown.state.load({"inputs": "clean", "domain": "attacked"})
     shown.wait()
     other = shown.view.projections["pca"]
     assert shown.view.problem == "" and other["after"] != clean["after"] and "attacked_after" not in other
-    shown.state.domain = "single"
-    shown.state.domain = "multi"  # back, before the other one is there
+    shown.state.domain = "clean"
+    shown.state.domain = "attacked"  # back, before the other one is there
     shown.wait()
-    assert shown._shown["domain"] == "multi" == shown.view.domain and shown.view.projections["pca"]["after"] == other["after"]
+    assert shown._shown["domain"] == "attacked" == shown.view.domain and shown.view.projections["pca"]["after"] == other["after"]
     epochs = DensityDashboard(before, after, snapshot="valid")
     assert epochs.view.epochs == ["epoch 0", "epoch 1"] and len(epochs.view.projections["pca"]["epochs_after"]) == 2
     last = [np.frombuffer(packed, np.float32) for packed in (epochs.view.projections["pca"]["epochs_after"][1], epochs.view.projections["pca"]["after"])]

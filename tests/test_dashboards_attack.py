@@ -260,7 +260,7 @@ def test_runs_bring_their_models_and_images(tmp_path):
         AttackDashboard(tmp_path / "plain")
     for name in ("plain", "mdprop"):
         evaluate(tmp_path / name, test, steps=1)
-    shown = done(AttackDashboard(tmp_path / "plain", tmp_path / "mdprop", steps=2, attacked=1, domain="multi"))
+    shown = done(AttackDashboard(tmp_path / "plain", tmp_path / "mdprop", steps=2, attacked=1, domain="attacked"))
     assert [model.name for model in shown.models] == ["plain", "mdprop"] and shown.status.problem == ""
     assert (shown.images.batch(range(6))[0] == test.batch(range(6))[0]).all() and shown.images.keys == test.keys
     with pytest.raises(ValueError, match="keeps thumbnails of 32 x 32 pixels, its model wants 64 x 64: give the images themselves, images=test"):

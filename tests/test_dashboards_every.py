@@ -236,7 +236,7 @@ def test_the_state_comes_back_from_json(boards, runs, kind):
     settings = {
         "density": {"bandwidth": 0.04, "third": "moves"}, "neighbours": {"item": 5, "k": 3, "source": "mended"},
         "attack": {"item": 7, "eps": 4.0, "policy": "random"},
-        "training": {"density": "rho", "pace": "lr", "loss_of": "multi"}, "norms": {"quantity": "running_var", "reference": "multi"},
+        "training": {"density": "rho", "pace": "lr", "loss_of": "attacked"}, "norms": {"quantity": "running_var", "reference": "attacked"},
         "robustness": {"attack": "GTM", "shift": "blur", "measure": "MAP@R"}, "all": {"tab": "Training"},
     }[kind]  # fmt: skip
     one, two = MADE[kind](*runs), boards(kind)

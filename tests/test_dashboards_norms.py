@@ -15,6 +15,7 @@ from mdprop.dashboards.norms import NormDashboard, affine_distance, norm_distanc
 from mdprop.data import glyphs
 from mdprop.model import Embedder
 from mdprop.norm import convert_multi_norm
+from mdprop.recipes import RECIPES
 from mdprop.train import fit
 
 QUICK = dict(epochs=1, width=4, dim=8, batch_size=16, per_class=2, progress=False)
@@ -28,7 +29,7 @@ def few():
 
 @pytest.fixture(scope="module")
 def run(few, tmp_path_factory):
-    return fit(few, "mdprop", tmp_path_factory.mktemp("runs") / "mdprop", **QUICK)
+    return fit(few, RECIPES["mdprop"](share=None), tmp_path_factory.mktemp("runs") / "mdprop", **QUICK)
 
 
 def model(domains=("clean", "single", "multi"), share=None):

@@ -229,13 +229,13 @@ def test_two_folders_of_one_name_are_told_apart(whole, few, tmp_path):
 
 def test_state_round_trip(whole):
     board = TrainingDashboard(whole)
-    board._view.density.value, board._view.pace.value, board._view.loss_of.value = "rho", "lr", "multi"
+    board._view.density.value, board._view.pace.value, board._view.loss_of.value = "rho", "lr", "attacked"
     kept = json.loads(json.dumps(board.state.as_dict()))
-    assert kept == dict(density="rho", loss_of="multi", pace="lr")
+    assert kept == dict(density="rho", loss_of="attacked", pace="lr")
     again = TrainingDashboard(whole)
     again.state.load(kept)
-    assert (again._view.density.value, again._view.pace.value, again._view.loss_of.value) == ("rho", "lr", "multi")
-    assert [trace.name for trace in again._view.charts[0].data] == ["multi"] and "rho" in again._view.charts[2].figure.layout.title.text
+    assert (again._view.density.value, again._view.pace.value, again._view.loss_of.value) == ("rho", "lr", "attacked")
+    assert [trace.name for trace in again._view.charts[0].data] == ["attacked"] and "rho" in again._view.charts[2].figure.layout.title.text
     with pytest.raises(ValueError, match="'density' cannot be 'x'"):
         again.state.load(dict(density="x"))
     again.state.loss_of = "a domain of another run"

@@ -75,10 +75,9 @@ def children_of(task: Path) -> list[str]:
 def test_every_row_of_the_evidence_can_be_trained_and_measured(file, rows, tmp_path):
     found = run_grid(Grid.from_toml(Path(__file__).parents[1] / "benchmarks" / file).smoke(), tmp_path, workers=0, progress=False)
     assert len(found.runs) >= rows and not found.failed
-    choosing = found.runs["row"].str.startswith("choosing, ")  # on validation classes alone
-    assert np.isfinite(found.runs["valid_recall_at_1"]).all() and found.runs.loc[choosing, "test_recall_at_1"].isna().all()
+    assert np.isfinite(found.runs["valid_map_at_r"]).all()
     for name in ("map_at_r", "recall_at_1_multi_eps8", "landing_density_multi_eps8", "pi_ratio", "rho", "recall_at_1_last"):
-        assert np.isfinite(found.runs.loc[~choosing, f"test_{name}"]).all(), name
+        assert np.isfinite(found.runs[f"test_{name}"]).all(), name
     assert found.runs.set_index("row").loc["plain", ["test_ers", "test_recall_at_1_shifts", "test_nmi"]].notna().all()
 
 
@@ -129,13 +128,14 @@ def test_another_evaluation_measures_again_and_trains_nothing(tiny, tmp_path):
 
 def test_a_recipe_with_several_norms_is_measured_through_each_answer(tmp_path):
     path = tmp_path / "answers.toml"
-    path.write_text(TINY.replace("seeds = 2", "seeds = 1") + 'answers = ["multi", "mean", "gate"]\nattacked = 6\neps = ["8/255", "2/255"]\n', encoding="utf-8")
+    asked = 'answers = ["attacked", "mean", "gate"]\nattacked = 6\neps = ["8/255", "2/255"]\n'
+    path.write_text(TINY.replace("seeds = 2", "seeds = 1") + asked, encoding="utf-8")
     runs = run_grid(path, tmp_path / "out", workers=0, progress=False).runs.set_index("row")
-    for answer in ("", "_through_multi", "_through_mean", "_through_gate"):
+    for answer in ("", "_through_attacked", "_through_mean", "_through_gate"):
         for name in ("recall_at_1", "rho", "recall_at_1_single_eps8", "recall_at_1_multi_eps2"):
             assert 0 <= runs.loc["mdprop", f"test_{name}{answer}"] < math.inf
             assert math.isnan(runs.loc["plain", f"test_{name}{answer}"]) == bool(answer), "one norm answers in one way"
-    assert runs.loc["mdprop", "test_rho_through_multi"] != runs.loc["mdprop", "test_rho"] != runs.loc["mdprop", "test_rho_through_gate"]
+    assert runs.loc["mdprop", "test_rho_through_attacked"] != runs.loc["mdprop", "test_rho"] != runs.loc["mdprop", "test_rho_through_gate"]
     assert "valid_recall_at_1_single_eps8" in runs and "valid_recall_at_1_single_eps2" not in runs
     assert (runs["test_recall_at_1_single_eps8"] * 6 % 1 < 1e-6).all(), "six queries were attacked"
 
@@ -240,8 +240,8 @@ def test_impossible_numbers_and_answers_are_refused_before_anything_is_made(tiny
         with pytest.raises(GridError, match=r"must be [01] or more"):
             run_grid(tiny, tmp_path / "out", **wrong)
     assert not (tmp_path / "out").exists()
-    tiny.write_text(TINY + 'answers = ["mean", "mutli"]\n', encoding="utf-8")
-    with pytest.raises(GridError, match="no recipe of the grid has the answer 'mutli': did you mean 'multi'"):
+    tiny.write_text(TINY + 'answers = ["mean", "attakced"]\n', encoding="utf-8")
+    with pytest.raises(GridError, match="no recipe of the grid has the answer 'attakced': did you mean 'attacked'"):
         Grid.from_toml(tiny)
 
 

@@ -173,11 +173,11 @@ def test_the_card_says_which_classes_domain_and_queries_were_measured(tmp_path):
     run = fit(train, "mdprop", tmp_path / "run", width=4, dim=8, epochs=1, progress=False)
     evaluate(run, test, steps=1, attacked=12, domain="clean", name="new")
     with pytest.warns(UserWarning, match="20 of 20 test classes were in the training"):
-        evaluate(run, train, steps=2, domain="multi", name="leaked")
+        evaluate(run, train, steps=2, domain="attacked", name="leaked")
     card = model_card(run)
     assert f"`new`: {test.name}, classes that it has not seen in training; single, multi: 1 step of an attack of 8/255 on 12 images, white-box" in card
     images = f"{len(train)} images"
-    leaked = f"`leaked`: {train.name}, 20 of its 20 classes were seen in training; through the norms of multi; single, multi: 2 steps"
+    leaked = f"`leaked`: {train.name}, 20 of its 20 classes were seen in training; through the norms of attacked; single, multi: 2 steps"
     assert f"{leaked} of an attack of 8/255 on {images}, white-box" in card and card.count("not seen in training") == 1
     stored = run.results
     for found in stored.values():  # as an earlier version wrote them

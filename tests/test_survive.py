@@ -500,14 +500,14 @@ def test_in_parts_the_gradient_is_the_same_for_norms_without_batch_statistics(ro
     model = Embedder("resnet10", dim=8, image_shape=(1, 24, 24), width=4).eval()
     model = runs.convert_multi_norm(model)
     x, y = data().batch(range(24))
-    (loss, one), (parted, two) = (gradients(model, network, mdprop(), x, y) for network in (model, InParts(model, rows)))
+    (loss, one), (parted, two) = (gradients(model, network, mdprop(share=None), x, y) for network in (model, InParts(model, rows)))
     torch.testing.assert_close(parted, loss)
     for a, b in zip(one, two, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_statistics_move_once_for_each_part(tmp_path):
-    run = fit(data(), "mdprop", tmp_path / "run", micro_batch=4, **QUICK | dict(epochs=1))
+    run = fit(data(), mdprop(share=None), tmp_path / "run", micro_batch=4, **QUICK | dict(epochs=1))
     norm = run.model("last").backbone.bn1
     parts = {"clean": 4, "single": 2, "multi": 2}  # 16, 8 and 8 rows, in each of 5 steps
     counts = {"clean": norm.num_batches_tracked.item()} | {name: other.num_batches_tracked.item() for name, other in norm.domain_norms.items()}

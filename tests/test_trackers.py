@@ -41,7 +41,7 @@ def test_tensorboard_holds_what_the_run_holds_also_when_it_was_stopped_and_goes_
     with pytest.raises(MemoryError):  # the steps since the last checkpoint are trained again, and must not be seen twice
         fit(train, "mdprop", tmp_path / "run", watch=die, track="tensorboard", **TINY)
     run = fit(train, "mdprop", tmp_path / "run", track="tensorboard", **TINY)
-    for name in ("loss", "recall_at_1", "pi_ratio", "loss_multi"):
+    for name in ("loss", "recall_at_1", "pi_ratio", "loss_attacked"):
         written = scalars(run.path / "tensorboard", f"epoch/{name}")
         assert [step for step, _ in written] == [steps, 2 * steps]
         assert [value for _, value in written] == pytest.approx(run.metrics[name].tolist(), rel=1e-6)

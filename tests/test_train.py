@@ -67,7 +67,7 @@ def test_a_timm_backbone_by_name(few, tmp_path):
     colour = ImageSet.from_arrays(few.batch(range(len(few)))[0].expand(-1, 3, -1, -1), few.labels, few.class_names)
     run = fit(colour, "mdprop", tmp_path / "run", backbone="mobilenetv3_small_050", **QUICK)
     model = run.model()
-    assert domains_of(model) == ("clean", "single", "multi")
+    assert domains_of(model) == ("clean", "attacked")
     assert embed(model, colour).shape == (len(colour), 8)
 
 
@@ -83,7 +83,7 @@ def test_a_backbone_with_group_norm_has_domains_too(few, tmp_path):
     torch.manual_seed(0)
     backbone = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, stride=2), torch.nn.GroupNorm(2, 8), torch.nn.ReLU())
     run = fit(few, "mdprop", tmp_path / "run", backbone=backbone, **QUICK)
-    assert domains_of(run.model("last", backbone=backbone)) == ("clean", "single", "multi")
+    assert domains_of(run.model("last", backbone=backbone)) == ("clean", "attacked")
 
 
 def test_own_photos_of_odd_sizes(tmp_path):
@@ -403,7 +403,7 @@ def test_a_watch_is_told_everything_and_changes_nothing(few, tmp_path):
     total = told[0][1]["steps"]
     assert [facts["step"] for facts in steps] == list(range(1, total + 1)) and total % 2 == 0
     assert all(("loss" in facts) == ((facts["step"] - 1) % (total // 2) % 10 == 0) for facts in steps)
-    assert all(list(facts["losses"]) == ["clean", "single", "multi"] for facts in steps if "loss" in facts)
+    assert all(list(facts["losses"]) == ["clean", "attacked"] for facts in steps if "loss" in facts)
     assert all(facts["images_per_s"] > 0 and "eps_share" not in facts for facts in steps)
     assert steps[-1]["lr"] == run.metrics["lr"].iloc[-1]
     assert [what for what, _ in told if what != "step"] == ["start", "epoch", "epoch", "end"]
@@ -503,7 +503,7 @@ def test_a_rising_eps_is_told(few, tmp_path):
 @pytest.mark.parametrize(
     ("loss", "recipe", "columns"),
     [
-        ("multi_similarity", "mdprop", ["loss_clean", "loss_single", "loss_multi"]),
+        ("multi_similarity", "mdprop", ["loss_clean", "loss_attacked"]),
         ("arcface", "advprop", ["loss_clean", "loss_single"]),
         ("multi_similarity", "adversarial_training", ["loss_clean"]),
         ("triplet_margin", "mdprop", []),
@@ -514,7 +514,7 @@ def test_a_rising_eps_is_told(few, tmp_path):
 def test_the_loss_of_a_branch_is_there_only_where_it_is_defined(few, tmp_path, loss, recipe, columns):
     metrics = fit(few, recipe, tmp_path / "run", loss=loss, **QUICK).metrics
     assert [name for name in metrics if name.startswith("loss_")] == columns
-    shares = {"mdprop": [0.5, 0.25, 0.25], "advprop": [0.5, 0.5], "adversarial_training": [1.0]}[recipe]
+    shares = {"mdprop": [0.5, 0.5], "advprop": [0.5, 0.5], "adversarial_training": [1.0]}[recipe]
     if columns:
         assert metrics[columns].to_numpy() @ shares == pytest.approx(metrics["loss"], rel=1e-4)
 
@@ -526,7 +526,7 @@ def test_losses_that_are_summed_are_all_there(few, tmp_path):
 
 
 def test_validation_through_every_domain(few, tmp_path):
-    run = fit(few, "mdprop", tmp_path / "run", valid_domains=True, **QUICK)
+    run = fit(few, mdprop_paper(), tmp_path / "run", valid_domains=True, **QUICK)
     held = next(part for part in few.hold_out_classes(0.2) if list(part.class_names) == run.snapshot().class_names)
     for domain in ("single", "multi"):
         expected = retrieval_metrics(embed(run.model("last"), held, domain), held.labels)["recall_at_1"]

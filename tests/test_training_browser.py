@@ -16,6 +16,7 @@ from mdprop.dashboards.norms import NormDashboard
 from mdprop.dashboards.robustness import RobustnessDashboard
 from mdprop.dashboards.training import TrainingDashboard
 from mdprop.data import glyphs
+from mdprop.recipes import RECIPES
 from mdprop.runs import write_json
 from mdprop.train import fit
 
@@ -30,7 +31,7 @@ def folder(tmp_path_factory):
     "Two runs, of which one has a hostile name, with reports on their robustness that are made up."
     place = tmp_path_factory.mktemp("lab")
     few = glyphs(classes=60, per_class=8, size=24).keep_classes(range(0, 60, 5))
-    for k, (recipe, name) in enumerate((("plain", HOSTILE), ("mdprop", "mdprop"))):
+    for k, (recipe, name) in enumerate((("plain", HOSTILE), (RECIPES["mdprop"](share=None), "mdprop"))):
         run = fit(few, recipe, place / "runs" / name, epochs=2, width=4, dim=8, batch_size=16, per_class=2, valid_domains=True, progress=False)
         write_json(run.path / "robustness.json", hand_made(k, ["GTM: more steps do not help"] * k, transfer=k == 1, run=name).to_json())
     return place

@@ -223,12 +223,12 @@ def _warnings_html(said: Sequence[str]) -> str:
 def transfer_rows(
     runs: Sequence[Measured],
 ) -> pd.DataFrame:
-    "Attacked through one domain, answered by another: one row for run, attack and attacked domain, a column for each answer."
+    "Attacked through one domain, answered by another: one row for run, attack and the domain that it goes through, a column for each answer."
     tables = [one.report.transfer.assign(run=one.name) for one in runs if one.report is not None and len(one.report.transfer)]
     if not tables:
         return pd.DataFrame()
-    whole = pd.concat(tables, ignore_index=True)
-    return whole.pivot_table(index=["run", "attack", "attacked"], columns="answers", values="score", sort=False).reset_index().rename_axis(columns=None)
+    whole = pd.concat(tables, ignore_index=True).rename(columns={"attacked": "through"})  # a domain may be called "attacked"
+    return whole.pivot_table(index=["run", "attack", "through"], columns="answers", values="score", sort=False).reset_index().rename_axis(columns=None)
 
 
 def _settings_words(runs: Sequence[Measured]) -> str:

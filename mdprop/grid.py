@@ -754,7 +754,7 @@ class GridResults:
         ]  # fmt: skip
         times = ["seconds_training", "seconds_evaluation"]
         table = pd.DataFrame(lines, columns=["name", *groups, "row", "seed", "epochs", *times, *measures])
-        table[[*times, *measures]] = table[[*times, *measures]].astype(float)
+        table = table.astype(dict.fromkeys([*times, *measures], float)).copy()  # in one piece, so that pandas does not warn whoever adds columns
         table.attrs |= dict(groups=groups, measures=[*times, *measures])
         return table
 

@@ -300,7 +300,7 @@ def mdprop(
 ) -> Recipe:
     """MDProp: clean, single-targeted and multi-targeted images, the clean ones through one norm and all attacked ones through another.
 
-    `eps` and `share` are what `nbs/evidence.ipynb` found best; the paper's recipe in these units is `mdprop(8 / 255, share=None)`.
+    `eps` and `share` are among the best of `nbs/evidence.ipynb`, as is one norm at 8/255; the paper's recipe is `mdprop(8 / 255, share=None)`.
     """
     single, multi = (FeatureAttack(k, eps, steps, policy=policy, own_forward=True) for k in (1, targets))
     return replace(_recipe("mdprop", "MDProp (2211.16253), eps in pixels, statistics cloned", split, single=single, multi=multi), share=share)

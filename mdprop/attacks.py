@@ -617,7 +617,7 @@ class _Goal:
             return adaptive_projected_gradient(self, start, self.ball, plan.steps, plan.stop, plan.draws)
         return projected_gradient(self, start, self.ball, plan.steps, self.stride, plan.momentum, plan.stop, plan.draws)
 
-
+# %% ../nbs/05_attacks.ipynb #9efe5186
 def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -437,17 +437,6 @@ def _known(place: str, given: dict[str, Any], known: Sequence[str]) -> None:
             raise GridError(f"{place} has no setting {name!r}{_meant(name, known)}")
 
 
-def _tiny(cell: Cell) -> Cell:
-    "The same recipe and loss on next to nothing."
-    looked = cell.evaluation
-    few: dict[str, Any] = dict(attacked=8, steps=1, shifts=min(looked.shifts, 8), ers=min(looked.ers, 4), ers_steps=1)
-    kept = {key: cell.training[key] for key in ("loss", "loss_options", "miner", "miner_options") if key in cell.training}
-    return replace(
-        cell, seed=0, data=dict(source="glyphs", size=16, classes=12, valid=0.34), model=dict(width=4, dim=8), group=cell.group | dict(source="glyphs"),
-        training=kept | dict(epochs=1, batch_size=16), time_of=cell.time_of and _tiny(cell.time_of), evaluation=replace(looked, **few),
-    )  # fmt: skip
-
-
 def _cells(sections: dict[str, dict[str, Any]], rows: list[dict[str, Any]], seeds: list[int], evaluate: dict[str, Any]) -> Iterator[Cell]:
     "Seed by seed, so that a grid that is not finished can be compared already."
     found: dict[str, Cell] = {}
@@ -477,7 +466,7 @@ def _cells(sections: dict[str, dict[str, Any]], rows: list[dict[str, Any]], seed
     groups = list(dict.fromkeys(json.dumps(cell.group) for cell in found.values()))
     yield from sorted(found.values(), key=lambda cell: (cell.seed, groups.index(json.dumps(cell.group))))
 
-
+# %% ../nbs/09a_grid.ipynb #c0fda394
 def _one_place(places: dict[str, str], cell: Cell) -> None:
     "Raises `GridError` where two places of data would be one in the results."
     label, here = cell.group["source"], _found_anywhere(cell.data).get("source", "glyphs")
@@ -520,6 +509,17 @@ def _check(cell: Cell) -> None:
         create_miner(training.miner, **(training.miner_options or {}))
     except (ValueError, TypeError) as error:
         raise GridError(f"{place}{error}") from error
+
+# %% ../nbs/09a_grid.ipynb #fa4a7284
+def _tiny(cell: Cell) -> Cell:
+    "The same recipe and loss on next to nothing."
+    looked = cell.evaluation
+    few: dict[str, Any] = dict(attacked=8, steps=1, shifts=min(looked.shifts, 8), ers=min(looked.ers, 4), ers_steps=1)
+    kept = {key: cell.training[key] for key in ("loss", "loss_options", "miner", "miner_options") if key in cell.training}
+    return replace(
+        cell, seed=0, data=dict(source="glyphs", size=16, classes=12, valid=0.34), model=dict(width=4, dim=8), group=cell.group | dict(source="glyphs"),
+        training=kept | dict(epochs=1, batch_size=16), time_of=cell.time_of and _tiny(cell.time_of), evaluation=replace(looked, **few),
+    )  # fmt: skip
 
 # %% ../nbs/09a_grid.ipynb #c5f113fe
 def open_sets(

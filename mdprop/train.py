@@ -864,7 +864,7 @@ def _epochs(record: "_Record", progress: bool, watch: Watch) -> None:
             record.stop("not finite", str(error))
             raise
 
-
+# %% ../nbs/08_train.ipynb #e8f3f2e5
 @contextmanager
 def _ended(trainer: Trainer, watch: Watch) -> Iterator[None]:
     "Tell the watch of the end, whatever it is."
@@ -879,30 +879,6 @@ def _ended(trainer: Trainer, watch: Watch) -> Iterator[None]:
         raise
     with suppress(StopTraining):
         watch("end", facts())
-
-
-def _agree(config: dict[str, Any], trainer: Trainer) -> None:
-    "Make sure that all processes are about to do the same, and can. Their first weights may differ: those of the first process count."
-    check_norms(trainer.model)
-    check_equal(json.dumps({**config, "start": None}, sort_keys=True), "data or settings")
-    statistics = any(module.training for module in trainer.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
-    if processes() > 1 and trainer.micro_batch and statistics:
-        raise ValueError("with several processes, batch norms cannot train in parts: leave out micro_batch, and take more processes or a smaller batch_size")
-
-
-@contextmanager
-def _opened(folder: Path, config: dict[str, Any], trainer: Trainer, overwrite: bool) -> Iterator[list[dict[str, Any]]]:
-    "The first process opens the folder, and all of them stand where it stands: the rows of the finished epochs."
-    if rank() == 0:
-        _refuse(folder, config, overwrite)
-    with exclusive(folder) if rank() == 0 else nullcontext():
-        rows = _open_folder(folder, config, trainer, overwrite) if rank() == 0 else []
-        if processes() > 1:
-            facts = json.loads(from_first(json.dumps(dict(trainer.facts(), rows=rows)).encode()))
-            tensors = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in trainer.tensors().items()}
-            trainer.restore(safetensors.torch.load(from_first(safetensors.torch.save(tensors))), facts)
-            rows = facts["rows"]
-        yield rows
 
 
 def _agreed(watch: Watch) -> Watch:
@@ -939,6 +915,30 @@ def _together(watch: Watch | Sequence[Watch] | None) -> Watch:
             each(what, dict(facts))
 
     return tell
+
+# %% ../nbs/08_train.ipynb #167d198d
+def _agree(config: dict[str, Any], trainer: Trainer) -> None:
+    "Make sure that all processes are about to do the same, and can. Their first weights may differ: those of the first process count."
+    check_norms(trainer.model)
+    check_equal(json.dumps({**config, "start": None}, sort_keys=True), "data or settings")
+    statistics = any(module.training for module in trainer.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    if processes() > 1 and trainer.micro_batch and statistics:
+        raise ValueError("with several processes, batch norms cannot train in parts: leave out micro_batch, and take more processes or a smaller batch_size")
+
+
+@contextmanager
+def _opened(folder: Path, config: dict[str, Any], trainer: Trainer, overwrite: bool) -> Iterator[list[dict[str, Any]]]:
+    "The first process opens the folder, and all of them stand where it stands: the rows of the finished epochs."
+    if rank() == 0:
+        _refuse(folder, config, overwrite)
+    with exclusive(folder) if rank() == 0 else nullcontext():
+        rows = _open_folder(folder, config, trainer, overwrite) if rank() == 0 else []
+        if processes() > 1:
+            facts = json.loads(from_first(json.dumps(dict(trainer.facts(), rows=rows)).encode()))
+            tensors = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in trainer.tensors().items()}
+            trainer.restore(safetensors.torch.load(from_first(safetensors.torch.save(tensors))), facts)
+            rows = facts["rows"]
+        yield rows
 
 # %% ../nbs/08_train.ipynb #b88990d9
 class _Interrupts:
@@ -1096,7 +1096,7 @@ def _usable(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
-
+# %% ../nbs/08_train.ipynb #0985663b
 def _validation(train: ImageSet, valid: float | ImageSet | None) -> tuple[ImageSet, ImageSet | None]:
     "Training and validation images, which must not be the same ones."
     if not isinstance(train, ImageSet):
@@ -1234,7 +1234,7 @@ def _resumed(folder: Path, config: dict[str, Any], trainer: Trainer, tensors: di
         add_note(folder, "resumed", text, trainer.done + 1, trainer.step)
     return rows
 
-
+# %% ../nbs/08_train.ipynb #3869ecbd
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
     "Nested dictionaries as one, with dotted names."
     if not isinstance(value, dict):

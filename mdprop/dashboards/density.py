@@ -202,11 +202,208 @@ class Picture:
 SIDES: Sequence[Literal["before", "after"]] = ("before", "after")
 
 # %% ../../nbs/13b_density.ipynb #48f79b5d
-class DensityDashboard(Dashboard):
-    "Two embeddings of the same items side by side and their difference: linked pictures, measures of the full space, classes, charts, images."
+class _DensityMeasures(Dashboard):
+    "What is drawn and measured of the two embeddings, as they are shown now."
 
     view: PairedView
     state: DensityState
+    spaces: Spaces
+    before: Snapshot
+    after: Snapshot
+    pair: Pair  # what is drawn
+    rows: NDArray[np.int64] | None  # of all items; None: all are drawn
+    seed: int  # of UMAP
+    _pictures: dict[tuple[str, str], Picture]  # of a domain in a layout
+    _shown: dict[str, Any]  # layout, domain, inputs and noise of the view
+    _epochs: list[tuple[str, NDArray[np.float32], NDArray[np.float32]]]  # name and embeddings of each that was kept
+    _images: Any  # for larger ones under the pointer; None: there are none
+
+    @property
+    def n(self) -> int:
+        "Number of items."
+        return len(self.before.z)
+
+    def _pair(self, before: NDArray[np.float32], after: NDArray[np.float32]) -> Pair:
+        "The items that are drawn; pi and rho are of all."
+        sides = replace(self.before, z=before), replace(self.after, z=after)
+        if self.rows is None:
+            return Pair(*sides)
+        one, two = (_taken(side, self.rows) for side in sides)
+        return Pair(one, two, Pair(*sides).stats)
+
+    def _picture(self, layout: str, domain: str, report: Callable[[float], None] | None = None) -> Picture:
+        "A layout of the space of a domain; made once."
+        if (domain, layout) not in self._pictures:
+            picture = Picture(*self.spaces.embed(domain), layout, self.rows, self.seed, report)
+            if domain == "":
+                picture.add_epochs(self._epochs)
+            self._pictures[domain, layout] = picture
+        return self._pictures[domain, layout]
+
+    @property
+    def _here(self) -> Picture:
+        "The picture that is shown."
+        return self._pictures[self._shown["domain"], self._shown["projection"]]
+
+    @property
+    def _soon(self) -> bool:
+        "Can the neighbours be had at once?"
+        return self.pair.n <= SOON or self.pair.found
+
+    def _chosen(self) -> NDArray[np.int64]:
+        "Points that are selected; all of them where none is."
+        chosen = selected_indices(self.state.selection, self.pair.n)
+        return chosen if len(chosen) else np.arange(self.pair.n)
+
+    def _computed(self, wanted: dict[str, Any], report: Callable[[float], None]) -> tuple[Pair, Picture, dict[str, Any]]:
+        "The sides, the picture of both, and what the view draws of it."
+        domain, inputs = wanted["domain"], wanted["inputs"]
+        clean = self.spaces.embed(domain, "clean", report)
+        attacked = self.spaces.embed(domain, inputs, report) if inputs != "clean" else None
+        picture = self._picture(wanted["projection"], domain, report)
+        if wanted["noise_only"]:
+            picture.add_rerun(report)
+        picture.measure_trust()
+        return self.pair if domain == self._shown["domain"] else self._pair(*clean), picture, picture.entry(attacked, self.rows)
+
+    def _choices(self) -> dict[str, Any]:
+        "What the controls offer."
+        domains = [dict(value=name, label=name or "each run's first") for name in ["", *self.spaces.domains]] if self.spaces.domains else []
+        inputs = [dict(value=name, label=label, meaning=meaning) for name, label, meaning in INPUTS if name in self.spaces.inputs]
+        return dict(projection_choices=list(PROJECTIONS), domain_choices=domains, inputs_choices=inputs, k_choices=self.pair.k_choices, can_rerun=True)
+
+    def _measured(self, picture: Picture, neighbours: bool) -> dict[str, Any]:
+        "What is measured in the space, for the view; `neighbours=False` leaves out what takes long."
+        k = self.state.k if self.state.k in self.pair.k_choices and neighbours else None
+        values = pair_values(self.pair, k) if k else {}
+        return dict(
+            metrics=measure_cards(self.pair, picture.trust, neighbours), values=shown_values(values, k or 0), trust=self._trusts(),
+            class_table=class_columns(self.pair, values), suggestions=suggestions(self.pair, values),
+        )  # fmt: skip
+
+    def _trusts(self) -> dict[str, Any]:
+        "Trustworthiness of the layouts that are there."
+        return {layout: list(picture.trust) for (domain, layout), picture in self._pictures.items() if domain == self._shown["domain"] and picture.trust}
+
+    def _charted(self, rows: NDArray[np.int64]) -> dict[str, Any]:
+        return dict(charts=selection_charts(self.pair, _some(rows)), charts_for=_what(len(rows), self.pair.n))
+
+# %% ../../nbs/13b_density.ipynb #density-page
+class _DensityPage(_DensityMeasures):
+    "Answers what the user does."
+
+    def _link(self) -> None:
+        "Share the state with the view, and answer what the user does."
+        shared = self.state.trait_names()
+        self.state.observe(lambda change: setattr(self.view, change["name"], change["new"]), shared)
+        self.view.observe(lambda change: setattr(self.state, change["name"], change["new"]), shared)
+        self._work = Work(self._show_busy, self._show_problem)
+        self._measuring = Work(lambda what, share: self._show(dict(measuring=what and f"{what} …")), self._show_problem)
+        self._drawing = Work(lambda what, share: None, self._show_problem)
+        self._choosing = RLock()  # whoever compares what is shown with what is asked for, and acts on it; taken before all other locks
+        self._one = RLock()  # what several threads have found goes to the page one after the other
+        self._out = Event()  # set once the view is on its way to the page
+        self.state.observe(lambda change: self._change_space(), list(self._shown))
+        self.state.observe(lambda change: self._show(self._measured(self._here, self._soon)), "k")
+        self.state.observe(lambda change: self._change_charts(), "selection")
+        self.view.observe(lambda change: self._give_up(), "cancel")
+        self.view.observe(lambda change: self._measure_rest(asked=True), "measure")
+        self.view.on_msg(self._answer)
+
+    def _show(self, traits: dict[str, Any]) -> None:
+        with self._one, self.view.hold_sync():
+            for name, value in traits.items():
+                setattr(self.view, name, value)
+
+    def _show_busy(self, what: str, share: float) -> None:
+        self._show(dict(busy=what and f"{what} …", progress=share))
+
+    def _show_problem(self, message: str) -> None:
+        self._give_up()
+        self.view.problem = message
+
+    def _give_up(self) -> None:
+        "Drop what is being computed, and go back to what is shown."
+        with self._choosing:
+            self._work.cancel()
+            for name, value in self._shown.items():
+                setattr(self.state, name, value)
+
+    def _asked(self) -> dict[str, Any]:
+        "What the user wants to see: layout, domain, inputs, noise."
+        return {name: getattr(self.state, name) for name in self._shown}
+
+    def _change_space(self) -> None:
+        "Show what the user asked for. What takes long runs beside the page, and is dropped when something else is asked for meanwhile."
+        with self._choosing:
+            self._work.cancel()
+            wanted = self._asked()
+            if wanted == self._shown:
+                return
+            layout, domain, inputs = wanted["projection"], wanted["domain"], wanted["inputs"]
+            compute, show = (lambda report: self._computed(wanted, report)), (lambda found: self._show_space(wanted, *found))
+            known = (domain, layout) in self._pictures or (layout == "pca" and domain == "")
+            if known and inputs == "clean" and (layout == "pca" or not wanted["noise_only"]):
+                show(compute(lambda share: None))
+            else:
+                self._work.start(_doing(layout, domain, inputs, self.pair.n), compute, show)
+
+    def _show_space(self, wanted: dict[str, Any], pair: Pair, picture: Picture, entry: dict[str, Any]) -> None:
+        "Unless the user wants something else by now."
+        with self._choosing:
+            if wanted != self._asked():
+                return
+            same = all(wanted[name] == self._shown[name] for name in ("domain", "inputs"))
+            self._shown, self.pair = wanted, pair
+            projections = {**(self.view.projections if same else {}), wanted["projection"]: entry}
+            self._show(dict(problem="", unmeasured="", projections=projections, **self._measured(picture, self._soon)))
+            if not self._soon:
+                self._measure_rest()
+
+    def _measure_rest(self, thumbnails: Any = None, asked: bool = False) -> None:
+        "Measure what takes longer than the pictures beside the page, the quick things first."
+        pair, picture = self.pair, self._here
+        found = asked or pair.n <= UNASKED
+
+        def measure(report: Callable[[float], None]) -> dict[str, Any]:
+            self._out.wait(2.0)  # the page draws first
+            picture.measure_trust()
+            traits = self._measured(picture, neighbours=False)
+            if thumbnails is not None:
+                traits["sprite"], grid = sprite_sheet(thumbnails)
+                traits["sprite_grid"] = list(grid)
+            report(-1.0)
+            self._show(traits)
+            return self._measured(picture, neighbours=True) if found and pair.k_choices else {}
+
+        left = "" if found else f"Local density, right or wrong, Recall@1 and kept neighbours: finding the neighbours of {pair.n:,} images takes minutes."
+        self.view.unmeasured = left
+        self._measuring.start(f"Measuring {pair.n:,} images in the embedding space", measure, self._show)
+        if not self.view.charts:
+            self._change_charts()
+
+    def _change_charts(self) -> None:
+        rows = self._chosen()
+
+        def draw(report: Callable[[float], None]) -> dict[str, Any]:
+            self._out.wait(2.0)
+            return self._charted(rows)
+
+        self._drawing.start("Drawing the charts", draw, self._show)
+
+    def _answer(self, view: PairedView, message: dict[str, Any], buffers: list[bytes]) -> None:
+        "Send a larger image of the item under the pointer."
+        item = message.get("item")
+        if message.get("kind") == "image" and isinstance(item, int) and 0 <= item < self.pair.n and self._images is not None:
+            view.send({"kind": "image", "item": item}, [as_png(self._images, item if self.rows is None else int(self.rows[item]))])
+
+    def _take_up(self) -> None:
+        if not self._soon or not self.view.charts:
+            self._measure_rest(None if self.view.sprite else self.pair.sides[0].thumbnails)
+
+# %% ../../nbs/13b_density.ipynb #density-board
+class DensityDashboard(_DensityPage):
+    "Two embeddings of the same items side by side and their difference: linked pictures, measures of the full space, classes, charts, images."
 
     def __init__(
         self,
@@ -253,108 +450,9 @@ class DensityDashboard(Dashboard):
         if not soon:
             self._measure_rest(side.thumbnails)
 
-    def _pair(self, before: NDArray[np.float32], after: NDArray[np.float32]) -> Pair:
-        "The items that are drawn; pi and rho are of all."
-        sides = replace(self.before, z=before), replace(self.after, z=after)
-        if self.rows is None:
-            return Pair(*sides)
-        one, two = (_taken(side, self.rows) for side in sides)
-        return Pair(one, two, Pair(*sides).stats)
-
-    def _choices(self) -> dict[str, Any]:
-        "What the controls offer."
-        domains = [dict(value=name, label=name or "each run's first") for name in ["", *self.spaces.domains]] if self.spaces.domains else []
-        inputs = [dict(value=name, label=label, meaning=meaning) for name, label, meaning in INPUTS if name in self.spaces.inputs]
-        return dict(projection_choices=list(PROJECTIONS), domain_choices=domains, inputs_choices=inputs, k_choices=self.pair.k_choices, can_rerun=True)
-
-    def _measured(self, picture: Picture, neighbours: bool) -> dict[str, Any]:
-        "What is measured in the space, for the view; `neighbours=False` leaves out what takes long."
-        k = self.state.k if self.state.k in self.pair.k_choices and neighbours else None
-        values = pair_values(self.pair, k) if k else {}
-        return dict(
-            metrics=measure_cards(self.pair, picture.trust, neighbours), values=shown_values(values, k or 0), trust=self._trusts(),
-            class_table=class_columns(self.pair, values), suggestions=suggestions(self.pair, values),
-        )  # fmt: skip
-
-    def _trusts(self) -> dict[str, Any]:
-        "Trustworthiness of the layouts that are there."
-        return {layout: list(picture.trust) for (domain, layout), picture in self._pictures.items() if domain == self._shown["domain"] and picture.trust}
-
-    def _charted(self, rows: NDArray[np.int64]) -> dict[str, Any]:
-        return dict(charts=selection_charts(self.pair, _some(rows)), charts_for=_what(len(rows), self.pair.n))
-
-    def _measure_rest(self, thumbnails: Any = None, asked: bool = False) -> None:
-        "Measure what takes longer than the pictures beside the page, the quick things first."
-        pair, picture = self.pair, self._here
-        found = asked or pair.n <= UNASKED
-
-        def measure(report: Callable[[float], None]) -> dict[str, Any]:
-            self._out.wait(2.0)  # the page draws first
-            picture.measure_trust()
-            traits = self._measured(picture, neighbours=False)
-            if thumbnails is not None:
-                traits["sprite"], grid = sprite_sheet(thumbnails)
-                traits["sprite_grid"] = list(grid)
-            report(-1.0)
-            self._show(traits)
-            return self._measured(picture, neighbours=True) if found and pair.k_choices else {}
-
-        left = "" if found else f"Local density, right or wrong, Recall@1 and kept neighbours: finding the neighbours of {pair.n:,} images takes minutes."
-        self.view.unmeasured = left
-        self._measuring.start(f"Measuring {pair.n:,} images in the embedding space", measure, self._show)
-        if not self.view.charts:
-            self._change_charts()
-
     def find_neighbours(self) -> None:
         "Find the neighbours now, where they were left for later (above 30,000 points). Runs beside the page; `wait` waits for it."
         self._measure_rest(asked=True)
-
-    def _show(self, traits: dict[str, Any]) -> None:
-        with self._one, self.view.hold_sync():
-            for name, value in traits.items():
-                setattr(self.view, name, value)
-
-    @property
-    def _soon(self) -> bool:
-        "Can the neighbours be had at once?"
-        return self.pair.n <= SOON or self.pair.found
-
-    @property
-    def n(self) -> int:
-        "Number of items."
-        return len(self.before.z)
-
-    def _link(self) -> None:
-        "Share the state with the view, and answer what the user does."
-        shared = self.state.trait_names()
-        self.state.observe(lambda change: setattr(self.view, change["name"], change["new"]), shared)
-        self.view.observe(lambda change: setattr(self.state, change["name"], change["new"]), shared)
-        self._work = Work(self._show_busy, self._show_problem)
-        self._measuring = Work(lambda what, share: self._show(dict(measuring=what and f"{what} …")), self._show_problem)
-        self._drawing = Work(lambda what, share: None, self._show_problem)
-        self._choosing = RLock()  # whoever compares what is shown with what is asked for, and acts on it; taken before all other locks
-        self._one = RLock()  # what several threads have found goes to the page one after the other
-        self._out = Event()  # set once the view is on its way to the page
-        self.state.observe(lambda change: self._change_space(), list(self._shown))
-        self.state.observe(lambda change: self._show(self._measured(self._here, self._soon)), "k")
-        self.state.observe(lambda change: self._change_charts(), "selection")
-        self.view.observe(lambda change: self._give_up(), "cancel")
-        self.view.observe(lambda change: self.find_neighbours(), "measure")
-        self.view.on_msg(self._answer)
-
-    def _show_busy(self, what: str, share: float) -> None:
-        self._show(dict(busy=what and f"{what} …", progress=share))
-
-    def _show_problem(self, message: str) -> None:
-        self._give_up()
-        self.view.problem = message
-
-    def _give_up(self) -> None:
-        "Drop what is being computed, and go back to what is shown."
-        with self._choosing:
-            self._work.cancel()
-            for name, value in self._shown.items():
-                setattr(self.state, name, value)
 
     def wait(
         self,
@@ -364,82 +462,6 @@ class DensityDashboard(Dashboard):
         self._out.set()
         for work in (self._work, self._measuring, self._drawing):
             work.wait(seconds)
-
-    def _picture(self, layout: str, domain: str, report: Callable[[float], None] | None = None) -> Picture:
-        "A layout of the space of a domain; made once."
-        if (domain, layout) not in self._pictures:
-            picture = Picture(*self.spaces.embed(domain), layout, self.rows, self.seed, report)
-            if domain == "":
-                picture.add_epochs(self._epochs)
-            self._pictures[domain, layout] = picture
-        return self._pictures[domain, layout]
-
-    def _asked(self) -> dict[str, Any]:
-        "What the user wants to see: layout, domain, inputs, noise."
-        return {name: getattr(self.state, name) for name in self._shown}
-
-    def _change_space(self) -> None:
-        "Show what the user asked for. What takes long runs beside the page, and is dropped when something else is asked for meanwhile."
-        with self._choosing:
-            self._work.cancel()
-            wanted = self._asked()
-            if wanted == self._shown:
-                return
-            layout, domain, inputs = wanted["projection"], wanted["domain"], wanted["inputs"]
-            compute, show = (lambda report: self._computed(wanted, report)), (lambda found: self._show_space(wanted, *found))
-            known = (domain, layout) in self._pictures or (layout == "pca" and domain == "")
-            if known and inputs == "clean" and (layout == "pca" or not wanted["noise_only"]):
-                show(compute(lambda share: None))
-            else:
-                self._work.start(_doing(layout, domain, inputs, self.pair.n), compute, show)
-
-    def _computed(self, wanted: dict[str, Any], report: Callable[[float], None]) -> tuple[Pair, Picture, dict[str, Any]]:
-        "The sides, the picture of both, and what the view draws of it."
-        domain, inputs = wanted["domain"], wanted["inputs"]
-        clean = self.spaces.embed(domain, "clean", report)
-        attacked = self.spaces.embed(domain, inputs, report) if inputs != "clean" else None
-        picture = self._picture(wanted["projection"], domain, report)
-        if wanted["noise_only"]:
-            picture.add_rerun(report)
-        picture.measure_trust()
-        return self.pair if domain == self._shown["domain"] else self._pair(*clean), picture, picture.entry(attacked, self.rows)
-
-    def _show_space(self, wanted: dict[str, Any], pair: Pair, picture: Picture, entry: dict[str, Any]) -> None:
-        "Unless the user wants something else by now."
-        with self._choosing:
-            if wanted != self._asked():
-                return
-            same = all(wanted[name] == self._shown[name] for name in ("domain", "inputs"))
-            self._shown, self.pair = wanted, pair
-            projections = {**(self.view.projections if same else {}), wanted["projection"]: entry}
-            self._show(dict(problem="", unmeasured="", projections=projections, **self._measured(picture, self._soon)))
-            if not self._soon:
-                self._measure_rest()
-
-    @property
-    def _here(self) -> Picture:
-        "The picture that is shown."
-        return self._pictures[self._shown["domain"], self._shown["projection"]]
-
-    def _chosen(self) -> NDArray[np.int64]:
-        "Points that are selected; all of them where none is."
-        chosen = selected_indices(self.state.selection, self.pair.n)
-        return chosen if len(chosen) else np.arange(self.pair.n)
-
-    def _change_charts(self) -> None:
-        rows = self._chosen()
-
-        def draw(report: Callable[[float], None]) -> dict[str, Any]:
-            self._out.wait(2.0)
-            return self._charted(rows)
-
-        self._drawing.start("Drawing the charts", draw, self._show)
-
-    def _answer(self, view: PairedView, message: dict[str, Any], buffers: list[bytes]) -> None:
-        "Send a larger image of the item under the pointer."
-        item = message.get("item")
-        if message.get("kind") == "image" and isinstance(item, int) and 0 <= item < self.pair.n and self._images is not None:
-            view.send({"kind": "image", "item": item}, [as_png(self._images, item if self.rows is None else int(self.rows[item]))])
 
     def add_layout(
         self,
@@ -494,10 +516,6 @@ class DensityDashboard(Dashboard):
     def __repr__(self) -> str:
         values = [f"{m['label']} {m['before']:.3f} -> {m['after']:.3f}" for m in self.view.metrics if not {None, "inf"} & {m["before"], m["after"]}]
         return f"DensityDashboard({self.names[0]!r} -> {self.names[1]!r}, {self.n:,} items, {len(self.before.class_names):,} classes; {', '.join(values)})"
-
-    def _take_up(self) -> None:
-        if not self._soon or not self.view.charts:
-            self._measure_rest(None if self.view.sprite else self.pair.sides[0].thumbnails)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         "See `Dashboard`; what takes long waits until the view is on its way to the page."

@@ -218,11 +218,6 @@ class _DensityMeasures(Dashboard):
     _epochs: list[tuple[str, NDArray[np.float32], NDArray[np.float32]]]  # name and embeddings of each that was kept
     _images: Any  # for larger ones under the pointer; None: there are none
 
-    @property
-    def n(self) -> int:
-        "Number of items."
-        return len(self.before.z)
-
     def _pair(self, before: NDArray[np.float32], after: NDArray[np.float32]) -> Pair:
         "The items that are drawn; pi and rho are of all."
         sides = replace(self.before, z=before), replace(self.after, z=after)
@@ -449,6 +444,11 @@ class DensityDashboard(_DensityPage):
         self._link()
         if not soon:
             self._measure_rest(side.thumbnails)
+
+    @property
+    def n(self) -> int:
+        "Number of items."
+        return len(self.before.z)
 
     def find_neighbours(self) -> None:
         "Find the neighbours now, where they were left for later (above 30,000 points). Runs beside the page; `wait` waits for it."
